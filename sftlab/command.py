@@ -1,0 +1,184 @@
+"""What every command shares: where conf/ lies, free text on the command line, errors that teach, exit codes.
+
+Imports hydra and nothing heavy, so that `--help` and `--cfg job` answer at once.
+"""
+
+import difflib
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parent
+CONF = next(
+    p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir()
+)  # a wheel has it inside, a checkout beside
+
+# Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
+TAUGHT = (ValueError, OSError, ArithmeticError)
+FREE_TEXT = re.compile(
+    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompt|prompts|output|file))=(.*)$", re.DOTALL
+)
+START_TIME = "SFTLAB_START_TIME"
+
+
+def main(task: Callable[[Any], float | None], config_name: str) -> None:
+    """Run `task` on the config composed from `config_name` and the command line; exit 0, or 1 with the error shown.
+
+    Hydra's own handler drops the traceback of a failed job and every suggestion, so errors are taken from it raw.
+    """
+    multirun = any(a in ("-m", "--multirun") for a in sys.argv[1:])
+    sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    OmegaConf.register_new_resolver("inside", inside, replace=True)
+    try:
+        agree_on_start_time(multirun)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        complain(explain(error, config_name))
+        sys.exit(1)
+
+
+def quote(argument: str, multirun: bool) -> str:
+    """Quote the value of a free-text or path override, so that Hydra takes commas, brackets and the like as they stand.
+
+    In a multirun a path that does not exist is left to the grammar: `data.path=a.jsonl,b.jsonl` is a sweep.
+    """
+    match = FREE_TEXT.match(argument)
+    if not match:
+        return argument
+    plus, key, value = match.groups()
+    if value in ("", "null") or value[0] + value[-1] in ("''", '""') or "${" in value:
+        return argument
+    if multirun and not key.endswith("prompt") and not Path(value).expanduser().exists():
+        return argument
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
+    return f"{plus}{key}='{escaped}'"
+
+
+def inside(name: str) -> str:
+    """Return a run's name. Raises: ValueError if a folder of that name would lie anywhere but in its parent."""
+    name = str(name)
+    if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or name != name.strip():
+        raise ValueError(f"name={name!r} would leave its folder: a name is one folder's, without slashes")
+    return name
+
+
+def agree_on_start_time(multirun: bool) -> None:
+    """Put the time of the start into the environment, from which `run_dir` takes it: one directory for all ranks.
+
+    Under torchrun each rank composes for itself; rank 0's time travels through torchrun's own store.
+    """
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{time.time_ns() // 1000 % 1_000_000:06d}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_PORT" in os.environ:
+        if multirun:
+            raise ValueError(
+                "a sweep (-m) under torchrun would run in every process: use launcher=local without torchrun"
+            )
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        key = f"sftlab/start_time/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        if os.environ["RANK"] == "0":
+            store.set(key, stamp)
+        stamp = store.get(key).decode()
+    os.environ[START_TIME] = stamp
+
+
+def complain(text: str) -> None:
+    """Print an error to standard error, in red on a terminal, with the rank where there are several."""
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    text = f"error{f' on rank {rank}' if rank else ''}: {text}"
+    print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """Return what to show for an error: its message where that teaches, else a traceback."""
+    while isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
+    cause = error.__cause__ if isinstance(error, CompactHydraException) else None
+    if isinstance(error, CompactHydraException | OmegaConfBaseException):
+        text = str(cause if isinstance(cause, OmegaConfBaseException) else error).split("\n    full_key")[0]
+        return text_of_hydra(str(error), text, config_name)
+    if isinstance(error, TAUGHT) and not os.environ.get("SFTLAB_TRACEBACK"):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def text_of_hydra(message: str, text: str, config_name: str) -> str:
+    """Return a composition error in plain words, with the nearest key or option."""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    unknown = unknown or re.search(r"Key '([^']+)' is not in struct", message)
+    if unknown:
+        return unknown_key(unknown.group(1).lstrip("+"), keys(config_name))
+    option = re.search(r"Could not (?:find|override) '([\w./@]+)/([^/']+)'", message)
+    if option:
+        group, name = option.groups()
+        known = options(group)
+        return f"{group}={name}: no such option; {nearest(name, known)}the options are {', '.join(known)}"
+    return text
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the message for an unknown key: which options of its group take it, or the nearest key there is."""
+    known = list(known)
+    group, _, leaf = key.partition(".")
+    takers = [o for o in options(group) if leaf and leaf.split(".")[0] in keys_of_option(group, o)]
+    if takers:
+        names = " and ".join(f"{group}={t}" for t in takers)
+        return f"{key}: the chosen {group} option has no such key; it belongs to {names}"
+    return f"{key}: no such key; {nearest(key, known) or 'see --cfg job for those there are'}".rstrip("; ")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean X? ` for the known name most like `name`, or nothing."""
+    known = list(known)
+    by_leaf = {k.rpartition(".")[2]: k for k in reversed(known)}
+    found = difflib.get_close_matches(name, known, 1, 0.6) or [
+        by_leaf[m] for m in difflib.get_close_matches(name.rpartition(".")[2], by_leaf, 1, 0.7)
+    ]
+    return f"did you mean {found[0]}? " if found else ""
+
+
+def keys(config_name: str) -> list[str]:
+    """Return every dotted key of the command's default config, and its groups."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(config_name)
+    return [*flat(OmegaConf.to_container(config, resolve=False)), *(p.name for p in CONF.iterdir() if p.is_dir())]
+
+
+def flat(node: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a tree of dicts."""
+    if not isinstance(node, dict):
+        return []
+    return [key for k, v in node.items() for key in (f"{prefix}{k}", *flat(v, f"{prefix}{k}."))]
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a config group."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def keys_of_option(group: str, option: str) -> set[str]:
+    """Return the keys that one option's YAML sets for its group."""
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    body = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(body, dict)
+    return set(body.get(group) or body)

@@ -1,0 +1,75 @@
+"""The batch: rows as tensors, with every prediction written out. What the scorer eats.
+
+Nothing is shifted downstream: `at` says which hidden state predicts, `target` what, `weight` how many examples ask.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sftlab.data.forest import Row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch of one rank.
+
+    Shapes: tokens, position (R, T) int64; reach (R, T) int32; at (P,) int64 into the flattened (R*T); target (P,)
+    int64; weight (P,) float32. `num_tokens` counts tokens that are not padding.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    reach: Tensor
+    at: Tensor
+    target: Tensor
+    weight: Tensor
+    num_examples: int
+    num_tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`; the copy does not wait where memory is pinned."""
+        return self.map(lambda v: v.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with every tensor changed."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
+
+def collate(rows: Sequence[Row], num_rows: int, length: int, num_predictions: int = 1, pad_token: int = 0) -> Batch:
+    """Return the batch of these rows: `num_rows` rows of `length` tokens, at least `num_predictions` predictions.
+
+    A padding token reaches only itself, so no other token sees it; a padding prediction has weight 0. There is always
+    one prediction: the head must run in every microbatch on every rank, or FSDP's collectives hang.
+    """
+    tokens = np.full((num_rows, length), pad_token, np.int64)
+    position = np.zeros((num_rows, length), np.int64)
+    reach = np.tile(np.arange(1, length + 1, dtype=np.int32), (num_rows, 1))
+    size = max(1, num_predictions, sum(len(r.at) for r in rows))
+    at, target, weight = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.float32)
+    end = 0
+    for i, r in enumerate(rows):
+        tokens[i, : len(r)], position[i, : len(r)], reach[i, : len(r)] = r.tokens, r.position, r.reach
+        span = slice(end, end + len(r.at))
+        at[span], target[span], weight[span] = r.at + i * length, r.target, r.weight
+        end = span.stop
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        position=torch.from_numpy(position),
+        reach=torch.from_numpy(reach),
+        at=torch.from_numpy(at),
+        target=torch.from_numpy(target),
+        weight=torch.from_numpy(weight),
+        num_examples=sum(r.num_examples for r in rows),
+        num_tokens=sum(len(r) for r in rows),
+    )

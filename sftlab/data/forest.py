@@ -1,0 +1,153 @@
+"""The forest: how the examples of a step lie in rows. Layout only; it changes no number beyond rounding.
+
+A row holds prefix trees laid out depth first. `reach[j]` says where the subtree of token j ends, and token i attends to
+token j exactly when `j <= i < reach[j]`; `position` is the depth. A path from a root to a token is one example's text,
+so tokens that examples have in common are computed once. A document alone is a tree without branches.
+Source: Tree Training, https://arxiv.org/abs/2511.00413; one integer per token for the mask is ours.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftlab.data.example import Example
+
+LAYOUTS = ("tree", "packed", "padded")
+
+# Neighbours that share fewer tokens than this are packed as separate units: the few tokens saved (a BOS, a common
+# opening word) are worth less than the freedom to fill rows well. Inside a row everything shared is shared.
+MIN_SHARED_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row before padding. Shapes: tokens, position, reach (n,); at, target, weight (p,)."""
+
+    tokens: NDArray[np.int32]
+    position: NDArray[np.int32]
+    reach: NDArray[np.int32]
+    at: NDArray[np.int32]
+    target: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    num_examples: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def lay_out(examples: Sequence[Example], layout: str, row_length: int) -> list[Row]:
+    """Return rows of at most `row_length` tokens that hold every example once.
+
+    Raises: ValueError for an unknown layout, or an example longer than a row (names its id and length).
+    """
+    for e in examples:
+        if len(e) > row_length:
+            raise ValueError(f"example {e.id} has {len(e)} tokens, more than data.row_length={row_length}")
+    if layout == "padded":
+        return [row([[e]]) for e in examples]
+    if layout == "packed":
+        bins = best_fit([len(e) for e in examples], row_length)
+        return [row([[examples[i]] for i in members]) for members in bins]
+    if layout == "tree":
+        units = shared_units(examples, row_length)
+        bins = best_fit([size for _, size in units], row_length)
+        return [row([sorted((e for i in members for e in units[i][0]), key=sort_key)]) for members in bins]
+    raise ValueError(f"data.layout={layout}: expected one of {', '.join(LAYOUTS)}")
+
+
+def row(trees: Sequence[Sequence[Example]]) -> Row:
+    """Return the row of these trees, each a list of examples in lexicographic order of their tokens.
+
+    A prediction is a token of the tree that some example supervises: it is made at the token's parent, and weighs as
+    many as supervise it. A branch point so has several predictions, and a shared answer token one, of higher weight.
+    """
+    length = sum(len(e) for tree in trees for e in tree)  # an upper bound; sharing makes it shorter
+    tokens, position, parent, reach = (np.empty(length, np.int32) for _ in range(4))
+    weight = np.zeros(length, np.float32)
+    end = 0
+    for tree in trees:
+        path = np.empty(0, np.int32)  # row index of each token from the root to the last token laid
+        previous = np.empty(0, np.int32)
+        for e in tree:
+            shared = common_prefix(previous, e.tokens)
+            reach[path[shared:]] = end  # these branches end before this example's own tokens
+            own = np.arange(end, end + len(e) - shared, dtype=np.int32)
+            path = np.concatenate([path[:shared], own])
+            tokens[own], position[own] = e.tokens[shared:], np.arange(shared, len(e))
+            parent[own] = np.concatenate([path[max(shared - 1, 0) : shared], own])[: len(own)] if shared else own - 1
+            weight[path] += e.supervised
+            end += len(own)
+            previous = e.tokens
+        reach[path] = end
+    scored = np.flatnonzero(weight[:end])
+    return Row(
+        tokens[:end],
+        position[:end],
+        reach[:end],
+        at=parent[scored],
+        target=tokens[scored],
+        weight=weight[scored],
+        num_examples=sum(len(tree) for tree in trees),
+    )
+
+
+def shared_units(examples: Sequence[Example], row_length: int) -> list[tuple[list[Example], int]]:
+    """Return (examples, tokens after sharing) of units that are worth keeping in one row, each of which fits a row."""
+    units: list[tuple[list[Example], int]] = []
+    previous = np.empty(0, np.int32)
+    for e in sorted(examples, key=sort_key):
+        shared = common_prefix(previous, e.tokens)
+        if units and shared >= MIN_SHARED_TOKENS and units[-1][1] + len(e) - shared <= row_length:
+            units[-1] = ([*units[-1][0], e], units[-1][1] + len(e) - shared)
+        else:
+            units.append(([e], len(e)))
+        previous = e.tokens
+    return units
+
+
+def sort_key(e: Example) -> bytes:
+    """Bytes that sort as the token sequences do (big-endian, so that byte order is token order)."""
+    return e.tokens.astype(">u4").tobytes()
+
+
+def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """Return how many leading tokens two sequences share."""
+    n = min(len(a), len(b))
+    differ = a[:n] != b[:n]
+    return int(differ.argmax()) if differ.any() else n
+
+
+def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Return bins of item indices, each at most `capacity` in size: best fit, largest first.
+
+    Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling", https://arxiv.org/abs/2404.10830.
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        at = bisect_left(rooms, (sizes[item], -1))
+        room, which = rooms.pop(at) if at < len(rooms) else (capacity, len(bins))
+        if which == len(bins):
+            bins.append([])
+        bins[which].append(item)
+        insort(rooms, (room - sizes[item], which))
+    return bins
+
+
+def deal(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Return each rank's rows, by index: similar total cost, and at most ceil(rows / ranks) of them a rank.
+
+    Longest first to the least loaded rank. The cap keeps the number of microbatches, which must be equal on all ranks
+    or collectives hang, as low as it can be.
+    """
+    most = -(-len(costs) // num_ranks)
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        rank = min((r for r in range(num_ranks) if len(ranks[r]) < most), key=lambda r: (load[r], r))
+        ranks[rank].append(item)
+        load[rank] += costs[item]
+    return ranks

@@ -1,0 +1,60 @@
+"""Formats: what a row of a source means. From a row to text with the part to be learned marked, no tokens yet.
+
+A format is one file in `formats/` and one YAML, or anyone's own class by `_target_`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and the completion that is learned, joined as they stand; the renderer adds BOS and end-of-text.
+
+    `group` is the text that examples worth computing together begin with; `references` are the accepted answers.
+    """
+
+    prompt: str
+    completion: str
+    id: str | None = None
+    group: str | None = None
+    references: tuple[str, ...] = ()
+
+
+class Format(ABC):
+    """Read rows of one kind. Subclasses are frozen dataclasses: their repr and `version` key the cache of tokens."""
+
+    version = 1
+
+    @abstractmethod
+    def text(self, fields: Fields) -> Text:
+        """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
+
+    def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        """Return the scores of a generated answer, each from 0 to 1: here, whether it is one of the references."""
+        return {"exact_match": float(answer.strip() in [r.strip() for r in references])}
+
+    def rows(self, document: Any) -> list[Fields]:
+        """Return the rows of a whole JSON document; a list is its rows."""
+        if isinstance(document, list):
+            return document
+        raise ValueError("expected a JSON list of rows, or one JSON object a line (.jsonl)")
+
+
+def field(fields: Fields, name: str) -> Any:
+    """Return a field. Raises: ValueError that names it and those there are."""
+    if name not in fields:
+        raise ValueError(f"no field {name!r}; it has {', '.join(map(repr, fields)) or 'none'}")
+    return fields[name]
+
+
+def text_field(fields: Fields, name: str) -> str:
+    """Return a field that must be text. Raises: ValueError that names the field and what it holds."""
+    value = field(fields, name)
+    if not isinstance(value, str):
+        raise ValueError(f"field {name!r} holds {type(value).__name__}, expected text")
+    return value

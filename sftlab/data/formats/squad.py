@@ -1,0 +1,77 @@
+"""SQuAD: a passage, a question on it, an answer to be read off the passage.
+
+The hub's schema (`answers.text` a list) and SQuAD's own nested JSON. The text is that of NeMo AutoModel's guide without
+its trailing space, which would merge into the answer's first word and mask it on tokenizers without a BOS.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sftlab.data.format import Fields, Format, Text, field, text_field
+
+
+@dataclass(frozen=True)
+class Squad(Format):
+    """Questions on passages. The first of the answers is learned, all of them are accepted."""
+
+    def text(self, fields: Fields) -> Text:
+        """Return `Context: ... Question: ... Answer:` and the first answer."""
+        context, question = text_field(fields, "context"), text_field(fields, "question")
+        answers = field(fields, "answers")
+        texts = answers.get("text") if isinstance(answers, Mapping) else None
+        if not isinstance(texts, list):
+            raise ValueError("field 'answers' must hold {'text': [answers...]}, as rajpurkar/squad on the hub does")
+        if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+            raise ValueError("it has no answer: answers.text is empty")
+        return Text(
+            prompt=f"Context: {context} Question: {question} Answer:",
+            completion=f" {texts[0]}",
+            id=fields.get("id"),
+            group=context,
+            references=tuple(texts),
+        )
+
+    def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        """Return exact match and F1 against the best of the references, from 0 to 1, as the official script does."""
+        return {
+            "exact_match": max(float(normalised(answer) == normalised(r)) for r in references),
+            "f1": max(f1(answer, r) for r in references),
+        }
+
+    def rows(self, document: Any) -> list[Fields]:
+        """Return the rows of SQuAD's nested JSON: data -> paragraphs -> qas -> answers."""
+        if isinstance(document, list):
+            return document
+        if not isinstance(document, Mapping) or "data" not in document:
+            raise ValueError("this is not SQuAD: expected {'data': [{'paragraphs': [{'context', 'qas': [...]}]}]}")
+        rows: list[Fields] = []
+        for article in document["data"]:
+            for paragraph in field(article, "paragraphs"):
+                context = field(paragraph, "context")
+                for qa in field(paragraph, "qas"):
+                    texts = [answer["text"] for answer in qa.get("answers", [])]
+                    rows.append({**qa, "context": context, "answers": {"text": texts}})
+        return rows
+
+
+def normalised(text: str) -> str:
+    """Return text in lower case without punctuation, articles and double spaces.
+
+    Source: SQuAD's evaluate-v1.1.py, https://worksheets.codalab.org/rest/bundles/0xbcd57bee090b421c982906709c8c27e1/.
+    """
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def f1(answer: str, reference: str) -> float:
+    """Return the harmonic mean of word precision and recall, after normalisation."""
+    ours, theirs = normalised(answer).split(), normalised(reference).split()
+    same = sum((Counter(ours) & Counter(theirs)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(ours), same / len(theirs)
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,116 @@
+"""The loader: step k as this rank's microbatches, laid out ahead of the device on a thread.
+
+Every rank lays out the whole step, a pure function, and takes its share: nothing is sent, and all know the step's
+number of targets, the loss's denominator, before the first forward. A thread, not processes: the work is a few
+milliseconds of numpy, and forked workers would inherit signal handlers and collectives.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sftlab.data.batch import Batch, collate
+from sftlab.data.example import Example
+from sftlab.data.forest import deal, lay_out
+from sftlab.data.plan import IntArray, Plan
+
+AHEAD = 2  # steps laid out in advance
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step as one rank sees it: its microbatches, and sums over all ranks.
+
+    `num_targets` is the sum of all weights; `num_tokens` go through the model, padding included; `num_effective_tokens`
+    are what the same examples would have been, one row each; `num_nodes` are tokens without padding, `pairs`
+    counts (token, token it attends to).
+    """
+
+    microbatches: list[Batch]
+    num_targets: float
+    num_examples: int
+    num_tokens: int
+    num_effective_tokens: int
+    num_predictions: int
+    num_nodes: int
+    pairs: int
+    indices: IntArray
+
+
+@dataclass(frozen=True)
+class Arranger:
+    """How the examples of a step become microbatches: the layout's settings and this rank's place.
+
+    `length_multiple` and `prediction_multiple` round the shapes of microbatches up, so that compiled shapes are few.
+    """
+
+    layout: str
+    row_length: int
+    rows_per_microbatch: int
+    rank: int
+    num_ranks: int
+    pad_token: int
+    length_multiple: int = 16
+    prediction_multiple: int = 1
+    pin_memory: bool = False
+
+    def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
+        """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
+        rows = lay_out(examples, self.layout, self.row_length)
+        shares = deal([len(r) for r in rows], self.num_ranks)
+        per = self.rows_per_microbatch
+        num_microbatches = max(1, *(-(-len(share) // per) for share in shares))
+        shapes: list[tuple[int, int]] = []
+        mine: list[Batch] = []
+        for rank, share in enumerate(shares):
+            share = sorted(share, key=lambda i: -len(rows[i]))  # rows of one microbatch are of like length
+            for m in range(num_microbatches):
+                chosen = [rows[i] for i in share[m * per : (m + 1) * per]]
+                num_rows = max(1, len(chosen)) if self.prediction_multiple == 1 else per
+                length = round_up(max((len(r) for r in chosen), default=1), self.length_multiple)
+                shapes.append((num_rows, min(length, max(self.row_length, self.length_multiple))))
+                if rank == self.rank:
+                    size = round_up(sum(len(r.at) for r in chosen), self.prediction_multiple)
+                    batch = collate(chosen, *shapes[-1], num_predictions=size, pad_token=self.pad_token)
+                    mine.append(batch.pin_memory() if self.pin_memory else batch)
+        return Step(
+            microbatches=mine,
+            num_targets=float(sum(float(r.weight.sum()) for r in rows)),
+            num_examples=len(examples),
+            num_tokens=sum(r * t for r, t in shapes),
+            num_effective_tokens=sum(len(e) for e in examples),
+            num_predictions=sum(len(r.at) for r in rows),
+            num_nodes=sum(map(len, rows)),
+            pairs=sum(int(r.position.sum(dtype="int64")) + len(r) for r in rows),
+            indices=indices,
+        )
+
+
+def round_up(n: int, multiple: int) -> int:
+    """Return the least multiple of `multiple` that is at least n, and at least one of it."""
+    return max(1, -(-n // multiple)) * multiple
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Steps of a plan over examples, arranged for this rank."""
+
+    examples: Sequence[Example]
+    plan: Plan
+    arranger: Arranger
+
+    def step(self, step: int) -> Step:
+        """Return optimiser step `step`, computed from nothing but its number."""
+        indices = self.plan.examples(step)
+        return self.arranger.arrange([self.examples[int(i)] for i in indices], indices)
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        """Yield steps first to last, each laid out while the ones before it train."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+            ready: deque[Future[Step]] = deque()
+            for step in range(first, last + 1 + AHEAD):
+                if step <= last:
+                    ready.append(thread.submit(self.step, step))
+                if ready and (step >= first + AHEAD or step > last):
+                    yield ready.popleft().result()

@@ -1,0 +1,44 @@
+"""What went wrong with the Hugging Face Hub, in words that say what to do."""
+
+import os
+
+
+def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
+    """Return the error to show for `error`, met while loading the `kind` (model, dataset) `name` named by config `key`.
+
+    Looks through the chain of causes for an HTTP status, since transformers and datasets wrap the hub's errors.
+    """
+    statuses, texts, cause = [], [], error
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        cause = todo.pop()  # type: ignore[assignment]
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        texts.append(f"{type(cause).__name__}: {cause}")
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status:
+            statuses.append(int(status))
+        todo += [cause.__cause__, cause.__context__]
+    text = " ".join(texts)
+    offline = os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower()
+    local = f"A local folder works too: {key}=FOLDER"
+    what = f"{key}={name}: cannot load this {kind} from the hub"
+    if 401 in statuses or 403 in statuses or "gated" in text.lower():
+        status = next((s for s in statuses if s in (401, 403)), 403)
+        return PermissionError(
+            f"{what} (HTTP {status}). It is private, gated or not there. Accept "
+            f"its licence on the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"
+        )
+    if 404 in statuses or "RepositoryNotFound" in text or "DatasetNotFound" in text:
+        return FileNotFoundError(
+            f"{what}: no such repository, file or split (HTTP 404), or it is private and HF_TOKEN not set. {local}"
+        )
+    words = ("Connect", "Timeout", "resolve", "Max retries", "LocalEntryNotFound", "couldn't connect", "unreachable")
+    if offline or any(w in text for w in words):
+        return ConnectionError(
+            f"{what}: no network, and it is not in the local cache. If it is gated, its licence must be accepted and "
+            f"HF_TOKEN set before the first download. {local}"
+        )
+    return ValueError(f"{what}: {error}")

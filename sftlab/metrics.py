@@ -1,0 +1,116 @@
+"""Metrics: what a run measured, one JSON object a line, and what the last line and the best were.
+
+`metrics.jsonl` is written by rank 0 and flushed as it is written; trackers get the same numbers. Losses are in nats per
+target, times in wall seconds since the first step began.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Tracker(ABC):
+    """Where numbers go beside metrics.jsonl."""
+
+    @abstractmethod
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers of a step."""
+
+    @abstractmethod
+    def text(self, step: int, name: str, text: str) -> None:
+        """Record a text (Markdown) of a step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and end."""
+
+
+class TensorBoard(Tracker):
+    """TensorBoard event files in `<run>/tensorboard`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add each value as a scalar."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Add the text."""
+        self.writer.add_text(name, text, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
+
+
+def no_trackers(run_dir: Path) -> list[Tracker]:
+    """Return no tracker: metrics.jsonl alone."""
+    return []
+
+
+def tensorboard(run_dir: Path) -> list[Tracker]:
+    """Return a TensorBoard tracker."""
+    return [TensorBoard(run_dir)]
+
+
+class Metrics:
+    """The numbers of a run, on rank 0; on other ranks `path` is None and nothing is written."""
+
+    def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
+        self.trackers = trackers
+        self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self._file = path.open("a", encoding="utf-8") if path else None
+        if path:
+            for line in read_metrics(path):
+                self._remember(line)
+
+    def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        """Write one line, in full precision, once."""
+        line = {"step": step, "time_s": time_s, **values}
+        self._remember(line)
+        if self._file is None:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for tracker in self.trackers:
+            tracker.write(step, values)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Hand a text to the trackers."""
+        for tracker in self.trackers:
+            tracker.text(step, name, text)
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _remember(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self.last[name] = value
+            if "/" in name and math.isfinite(value):
+                choose = min if lower_is_better(name) else max
+                self.best[name] = choose(self.best.get(name, value), value)
+
+
+def lower_is_better(name: str) -> bool:
+    """Return whether smaller values of a metric are better ones."""
+    return name.endswith(("loss", "perplexity", "grad_norm", "peak_gib"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; none if it is not there, and a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]

@@ -1,0 +1,1 @@
+"""Models: load or initialise (load), which token sees which (attention), hidden states to loss (scorer)."""

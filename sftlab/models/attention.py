@@ -1,0 +1,59 @@
+"""The attention rule of a forest row, in the form that each backend takes.
+
+Token i attends to token j exactly when `j <= i < reach[j]`. That is plain causal attention, isolated packed documents,
+shared prefixes and padding in one rule (see data/forest.py). Sliding-window layers add `position[i] - position[j] <
+window`: depth, never row index (by index a tree row is off by 0.6 in Gemma 3's hidden states, by depth 2e-16).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+Mask = Tensor | BlockMask
+MaskFn = Callable[[Tensor, Tensor, int | None], Mask]
+
+
+def boolean_mask(reach: Tensor, position: Tensor, window: int | None = None) -> Tensor:
+    """Return the (R, 1, T, T) boolean mask, True where row token i (dim 2) sees token j (dim 3). For SDPA."""
+    index = torch.arange(reach.shape[1], device=reach.device, dtype=reach.dtype)
+    mask = (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < reach[:, None, :])
+    if window is not None:
+        mask &= position[:, :, None] - position[:, None, :] < window
+    return mask[:, None]
+
+
+def block_mask(reach: Tensor, position: Tensor, window: int | None = None) -> BlockMask:
+    """Return the same rule as a FlexAttention BlockMask, whose kernel skips blocks that are empty."""
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = (j <= i) & (i < reach[b, j])
+        return seen if window is None else seen & (position[b, i] - position[b, j] < window)
+
+    rows, length = reach.shape
+    # Compiled, or the whole (R, T, T) rule is materialised before it is reduced to blocks.
+    return create_block_mask(sees, rows, None, length, length, device=reach.device, _compile=reach.is_cuda)
+
+
+MASKS: dict[str, MaskFn] = {"sdpa": boolean_mask, "flex_attention": block_mask}
+
+
+def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str, Mask]:
+    """Return what the model's `attention_mask` must be for these rows.
+
+    transformers passes a four-dimensional mask straight through; what it wants differs by model: a dict of exactly the
+    layer types where the config has several (Gemma 3, Qwen 3 with a window), else one sliding mask where it has a
+    window (Mistral, Phi-3), else one full mask. A dict raises in Llama, Mistral and Phi-3.
+    """
+    mask = MASKS[config._attn_implementation]
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        windows = {"full_attention": None, "sliding_attention": window}
+        unknown = set(layer_types) - set(windows)
+        if unknown:
+            raise ValueError(f"layers of type {', '.join(sorted(unknown))} mix tokens by another rule than attention")
+        return {kind: mask(reach, position, windows[kind]) for kind in set(layer_types)}
+    return mask(reach, position, window)

@@ -1,0 +1,118 @@
+"""Loading: a model option to a tokenizer, a config and weights, from the hub, a folder or nothing at all.
+
+Rank 0 reads the weights with transformers, which knows every checkpoint's conversions; the model that is sharded is
+made without memory ("meta") on every rank and filled from rank 0's. So one code path serves every world size, and a
+host holds one copy however many ranks it runs.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from sftlab.assets import locate
+from sftlab.hub import explain
+
+log = logging.getLogger(__name__)
+
+DEMO = "asset://demo/model"
+INITS = ("pretrained", "random")
+ATTENTIONS = {"flex": "flex_attention", "sdpa": "sdpa"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model option.
+
+    `architecture` is the shape (a transformers config) that init=random builds without a network; `learning_rate` one
+    that the model fine-tunes well with, from which `optim.lr` takes its default.
+    """
+
+    name_or_path: str
+    learning_rate: float = 1e-5
+    tokenizer: str | None = None
+    init: str = "pretrained"
+    attention: str = "auto"
+    trust_remote_code: bool = False
+    revision: str | None = None
+    architecture: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise ValueError(f"model.init={self.init}: expected {' or '.join(INITS)}")
+        if self.attention not in ("auto", *ATTENTIONS):
+            raise ValueError(f"model.attention={self.attention}: expected auto, {' or '.join(ATTENTIONS)}")
+
+    def load_tokenizer(self) -> Any:
+        """Return the tokenizer; an untrained hub model without a network makes do with the demo's, and says so."""
+        name = self.tokenizer or self.name_or_path
+        try:
+            return AutoTokenizer.from_pretrained(locate(name), **self._hub())
+        except Exception as error:
+            if self.init == "random" and self.tokenizer is None and self.architecture is not None:
+                log.warning(
+                    "the tokenizer of %s cannot be loaded here; using the demo's (model.tokenizer= names another)", name
+                )
+                return AutoTokenizer.from_pretrained(locate(DEMO))
+            raise explain(
+                error, name, "tokenizer", "model.tokenizer" if self.tokenizer else "model.name_or_path"
+            ) from error
+
+    def load_config(self, device: torch.device) -> PreTrainedConfig:
+        """Return the config, dropout off (it would make the loss depend on layout) and the attention chosen."""
+        if self.init == "random" and self.architecture is not None:
+            config = AutoConfig.for_model(**self.architecture)
+        else:
+            try:
+                config = AutoConfig.from_pretrained(locate(self.name_or_path), **self._hub())
+            except Exception as error:
+                raise explain(error, self.name_or_path, "model", "model.name_or_path") from error
+        for key, value in config.to_dict().items():
+            if "drop" in key and isinstance(value, float):
+                setattr(config, key, 0.0)
+        if self.attention == "flex" and device.type != "cuda":
+            raise ValueError("model.attention=flex needs CUDA: FlexAttention has no backward on CPU. Use auto or sdpa")
+        auto = "flex" if device.type == "cuda" else "sdpa"
+        config._attn_implementation = ATTENTIONS[auto if self.attention == "auto" else self.attention]
+        return config
+
+    def load_weights(self, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+        """Return the whole model on the host in float32: pretrained, or initialised from `seed`."""
+        if self.init == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                locate(self.name_or_path), config=config, dtype=torch.float32, **self._hub()
+            )
+        except Exception as error:
+            raise explain(error, self.name_or_path, "model", "model.name_or_path") from error
+
+    def _hub(self) -> dict[str, Any]:
+        if self.trust_remote_code:
+            log.warning("model.trust_remote_code=true: code from %s will run on this machine", self.name_or_path)
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model without memory, float32, in training mode."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+def check_vocabulary(config: PreTrainedConfig, tokenizer: Any) -> None:
+    """Raise ValueError if the tokenizer has tokens that the model has no embedding for."""
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, the model embeds {size}: they do not "
+            "belong together (see model.tokenizer)"
+        )

@@ -1,0 +1,48 @@
+"""The settings of a run that are no component's own: cadence, batch, evaluation. Their types are checked here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """What `trainer.` takes. `batch_size` counts examples per optimiser step over all ranks.
+
+    `max_steps`, where set, decides alone; else `epochs`. 0 for `eval_every` or `save_every` means at the end only.
+    """
+
+    batch_size: int
+    epochs: int = 1
+    max_steps: int | None = None
+    rows_per_microbatch: int = 8
+    clip_grad_norm: float | None = 1.0
+    log_every: int = 1
+    eval_every: int = 0
+    save_every: int = 0
+    keep_checkpoints: int = 2
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "epochs": 1, "rows_per_microbatch": 1, "log_every": 1, "keep_checkpoints": 1}
+        least |= {"eval_every": 0, "save_every": 0, "max_steps": 1}
+        for key, low in least.items():
+            value = getattr(self, key)
+            if not (key == "max_steps" and value is None) and (type(value) is not int or value < low):
+                raise ValueError(f"trainer.{key}={value}: expected a whole number of at least {low}")
+        for key in ("compile", "activation_checkpointing", "deterministic"):
+            if type(getattr(self, key)) is not bool:
+                raise ValueError(f"trainer.{key}={getattr(self, key)}: expected true or false")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise ValueError(
+                f"trainer.clip_grad_norm={self.clip_grad_norm}: expected a number above 0, or null for none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What `evaluation.` takes: how many validation examples are answered by generation (0: none), and how."""
+
+    answers: int = 64
+    max_new_tokens: int = 32
+    batch_size: int = 32
