@@ -42,9 +42,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Return on every rank whether any rank's flag is set."""
-        highest = torch.tensor(int(flag))
+        return bool(self.max(int(flag)))
+
+    def max(self, value: int) -> int:
+        """Return the greatest of all ranks' values on every rank, over the host's network."""
+        highest = torch.tensor(value)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return bool(highest.item())
+        return int(highest.item())
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's picklable value, in rank order, on every rank."""
