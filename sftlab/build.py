@@ -15,7 +15,7 @@ import torch
 from hydra.utils import get_object, instantiate
 
 from sftlab.checkpoint import Checkpoints
-from sftlab.command import nearest
+from sftlab.command import keys_of_option, nearest, options, unknown_key
 from sftlab.console import Console
 from sftlab.data.dataset import Examples
 from sftlab.data.loader import Arranger, Loader, round_up
@@ -36,12 +36,17 @@ RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key that no constructor takes, wherever it was written; builds nothing heavy."""
+    """Raise ValueError for a key or value that no constructor takes, wherever written; builds nothing heavy."""
     for key in config:
         if key not in KEYS:
             raise ValueError(f"{key}: no such key; {nearest(key, KEYS)}".rstrip("; "))
     for name in COMPONENTS:
         check_node(name, config[name])
+    for key in config["launcher"] or {}:
+        known = {o: keys_of_option("launcher", o) for o in options("launcher")}
+        if not any(key in keys and keys <= set(config["launcher"]) for keys in known.values()):
+            raise ValueError(unknown_key(f"launcher.{key}", sorted(set().union(*known.values()))))
+    instantiate({name: config[name] for name in COMPONENTS}, _convert_="all")  # their own checks of values
 
 
 def check_node(path: str, node: Any) -> None:

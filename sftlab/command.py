@@ -4,6 +4,7 @@ Imports hydra and nothing heavy, so that `--help` and `--cfg job` answer at once
 """
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -16,7 +17,9 @@ from typing import Any
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from sftlab import completion
 
 PACKAGE = Path(__file__).parent
 CONF = next(
@@ -40,15 +43,47 @@ def main(task: Callable[[Any], float | None], config_name: str) -> None:
     sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("inside", inside, replace=True)
+    script = completion.prepare(sys.argv[1:], as_module=sys.argv[0].endswith(".py"))
+    if script:
+        print(script)
+        return
     try:
         agree_on_start_time(multirun)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(past_hydra(task))()
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+    except Failed as failed:
+        complain(explain(failed.error, config_name))
+        sys.exit(1)
     except Exception as error:
         complain(explain(error, config_name))
         sys.exit(1)
+
+
+class Failed(BaseException):
+    """Carries a single run's error past Hydra, which for an Exception prints a line of its own before ours."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def past_hydra(task: Callable[[Any], float | None]) -> Callable[[Any], float | None]:
+    """Return `task` with its errors carried past Hydra; in a sweep Hydra gets them, since its other points go on."""
+
+    @functools.wraps(task)
+    def run(cfg: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.RUN:
+                raise Failed(error) from error
+            raise
+
+    return run
 
 
 def quote(argument: str, multirun: bool) -> str:
@@ -109,9 +144,12 @@ def explain(error: BaseException, config_name: str) -> str:
     """Return what to show for an error: its message where that teaches, else a traceback."""
     while isinstance(error, InstantiationException) and error.__cause__:
         error = error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no default: give one, {error.full_key}=..."
     cause = error.__cause__ if isinstance(error, CompactHydraException) else None
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         text = str(cause if isinstance(cause, OmegaConfBaseException) else error).split("\n    full_key")[0]
+        text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
         return text_of_hydra(str(error), text, config_name)
     if isinstance(error, TAUGHT) and not os.environ.get("SFTLAB_TRACEBACK"):
         return str(error)

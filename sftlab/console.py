@@ -35,7 +35,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.terminal.print(text, markup=False)
+        self.terminal.print(text, markup=False, soft_wrap=not self.terminal.is_terminal)  # words whole, or lines
         self._write(text)
 
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
@@ -61,10 +61,11 @@ class Console:
             + (f"  MFU {values['perf/mfu']:.1%}" if "perf/mfu" in values else "")
             + f"  {duration(left_s)} left"
         )
-        if self.live.is_started:
+        if self.live.is_started and step < self.max_steps:  # the last line stays
             self.live.update(Text(line, style="cyan", overflow="ellipsis", no_wrap=True))
             self._write(line)
         else:
+            self.live.update("")
             self.say(line)
 
     def evaluation(self, step: int, scores: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -113,7 +114,7 @@ def short(text: str, most: int = 160) -> str:
 def tail(text: str, most: int = 480) -> str:
     """Return the end of a text, on one line: in a prompt, what is asked comes last."""
     line = " ".join(text.split())
-    return line if len(line) <= most else "..." + line[3 - most :]
+    return line if len(line) <= most else "... " + line[4 - most :].partition(" ")[2]
 
 
 def duration(seconds: float) -> str:

@@ -30,6 +30,13 @@ class Sample:
     references: tuple[str, ...]
 
 
+def markdown(samples: Sequence[Sample]) -> str:
+    """Return samples as a Markdown table."""
+    rows = [(s.prompt, s.answer, " / ".join(s.references)) for s in samples]
+    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    return "\n".join(["| prompt | answer | expected |", "| --- | --- | --- |", *(f"| {' | '.join(c)} |" for c in cells)])
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores by name, and sampled generations where there are any."""

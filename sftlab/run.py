@@ -5,6 +5,7 @@ What every launcher calls, with a plain resolved config, in every process.
 
 import json
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
     with world() as here:
         quiet_libraries(here)
         claim(run_dir, config, overrides, here)
-        began_s = time.time()
+        began_s, made = time.time(), None
         try:
             made = build(config, here, run_dir)
             if here.is_main:
@@ -47,6 +48,10 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
                     file.write("".join(traceback.format_exception(error)))
                 rundir.write_summary(run_dir, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
             raise
+        finally:
+            if made is not None:
+                made.trainer.console.close()
+                made.trainer.metrics.close()
     return score
 
 
@@ -64,7 +69,7 @@ def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], he
 
 
 def quiet_libraries(here: World) -> None:
-    """Warnings of libraries on rank 0, errors elsewhere; progress bars on rank 0 only."""
+    """Warnings of libraries on rank 0, errors elsewhere; progress bars on rank 0's terminal only."""
     import datasets
     import transformers
 
@@ -72,7 +77,7 @@ def quiet_libraries(here: World) -> None:
         format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING if here.is_main else logging.ERROR
     )
     transformers.utils.logging.disable_progress_bar()
-    if not here.is_main:
+    if not here.is_main or not sys.stderr.isatty():
         datasets.disable_progress_bars()
 
 
@@ -118,5 +123,3 @@ def finish(made: Run, score: float, wall_s: float) -> None:
     rundir.write_summary(made.run_dir, json.loads(json.dumps(summary)))
     trainer.console.answers()
     trainer.console.say(f"finished in {duration(wall_s)}; the model is {made.run_dir / 'model'}")
-    trainer.console.close()
-    trainer.metrics.close()

@@ -38,6 +38,8 @@ def wsd(
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
+    if warmup_steps < 0:
+        raise ValueError(f"schedule.warmup_steps={warmup_steps}: expected a number of steps, 0 for none")
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 

@@ -1,5 +1,6 @@
 """The settings of a run that are no component's own: cadence, batch, evaluation. Their types are checked here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -26,10 +27,9 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "epochs": 1, "rows_per_microbatch": 1, "log_every": 1, "keep_checkpoints": 1}
         least |= {"eval_every": 0, "save_every": 0, "max_steps": 1}
-        for key, low in least.items():
-            value = getattr(self, key)
-            if not (key == "max_steps" and value is None) and (type(value) is not int or value < low):
-                raise ValueError(f"trainer.{key}={value}: expected a whole number of at least {low}")
+        if self.max_steps is None:
+            del least["max_steps"]
+        check_counts("trainer", self, least)
         for key in ("compile", "activation_checkpointing", "deterministic"):
             if type(getattr(self, key)) is not bool:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: expected true or false")
@@ -46,3 +46,14 @@ class EvaluationSettings:
     answers: int = 64
     max_new_tokens: int = 32
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_counts("evaluation", self, {"answers": 0, "max_new_tokens": 1, "batch_size": 1})
+
+
+def check_counts(group: str, settings: object, least: Mapping[str, int]) -> None:
+    """Raise ValueError for a setting that is no whole number, or less than the least it may be."""
+    for key, low in least.items():
+        value = getattr(settings, key)
+        if type(value) is not int or value < low:
+            raise ValueError(f"{group}.{key}={value}: expected a whole number of at least {low}")

@@ -21,7 +21,7 @@ from sftlab.checkpoint import Checkpoints
 from sftlab.console import Console
 from sftlab.data.loader import Loader, Step
 from sftlab.distributed import World
-from sftlab.evaluation import Evaluator, Sample
+from sftlab.evaluation import Evaluator, Sample, markdown
 from sftlab.metrics import Metrics
 from sftlab.models.scorer import Scorer
 from sftlab.settings import TrainerSettings
@@ -113,6 +113,8 @@ class Trainer:
         if scores:
             self.metrics.write(step, self.time_s if step else 0.0, scores)
             self.console.evaluation(step, scores, samples)
+        if samples:
+            self.metrics.text(step, "val/answers", markdown(samples))
         return scores.get("val/loss", math.nan)
 
     @property
