@@ -34,7 +34,8 @@ def markdown(samples: Sequence[Sample]) -> str:
     """Return samples as a Markdown table."""
     rows = [(s.prompt, s.answer, " / ".join(s.references)) for s in samples]
     cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
-    return "\n".join(["| prompt | answer | expected |", "| --- | --- | --- |", *(f"| {' | '.join(c)} |" for c in cells)])
+    header = ["| prompt | answer | expected |", "| --- | --- | --- |"]
+    return "\n".join([*header, *(f"| {' | '.join(c)} |" for c in cells)])
 
 
 @dataclass(frozen=True)
