@@ -157,3 +157,22 @@ def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, result
     torch.set_num_threads(1)
     with world() as here:
         results.put((rank, function(here, *arguments)))
+
+
+def train(folder: Path, model: Path, data: tuple[Path, Path], *arguments: str, ranks: int = 1, **kwargs: Any) -> Any:
+    """Run `python -m sftlab.train` on a small model and small data for 8 steps of 6 examples; not checked."""
+    settings = {
+        "model": "hf",
+        "model.name_or_path": model,
+        "data": "squad",
+        "data.path": data[0],
+        "data.val_path": data[1],
+        "optim.lr": "0.003",
+        "trainer.batch_size": 6,
+        "trainer.max_steps": 8,
+        "evaluation.answers": 4,
+        "evaluation.max_new_tokens": 4,
+    }
+    given = {a.partition("=")[0] for a in arguments}
+    typed = [f"{key}={value}" for key, value in settings.items() if key not in given]
+    return command("train", *arguments, *typed, ranks=ranks, cwd=folder, **kwargs)
