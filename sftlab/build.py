@@ -26,12 +26,14 @@ from sftlab.generation import Generator
 from sftlab.metrics import Metrics
 from sftlab.models.load import check_vocabulary, skeleton
 from sftlab.models.scorer import Scorer
-from sftlab.models.weights import fill
+from sftlab.models.weights import describe, fill
+from sftlab.preempt import StopSignal
+from sftlab.rundir import Claim
 from sftlab.throughput import Throughput
 from sftlab.trainer import Trainer
 
 COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
-KEYS = (*COMPONENTS, "launcher", "seed", "name", "run_dir", "resume")
+KEYS = (*COMPONENTS, "launcher", "seed", "name", "run_dir", "resume", "resume_anyway")
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -81,7 +83,7 @@ class Run:
     run_dir: Path
 
 
-def build(config: Mapping[str, Any], world: World, run_dir: Path) -> Run:
+def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
     """Return the run that a config describes, ready to fit. Collective."""
     parts = instantiate({name: config[name] for name in COMPONENTS}, _convert_="all")
     model, data, settings, seed = parts["model"], parts["data"], parts["trainer"], config["seed"]
@@ -131,19 +133,32 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path) -> Run:
             )
             evaluators.append(AnswerEvaluator(generator, answered, data.format.score, world))
 
+    console = Console(max_steps, run_dir / "train.log" if world.is_main else None, quiet=not world.is_main)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints",
+        settings.keep_checkpoints,
+        world,
+        console.say,
+        source=claim.source,
+        rewind=claim.rewind,
+        identity={"data": train.fingerprint},
+        anyway=config.get("resume_anyway", False),
+        sidecar=partial(describe, scorer, tokenizer),
+    )
     trainer = Trainer(
         scorer=scorer,
         optimizer=optimizer,
         schedule=partial(parts["schedule"], total_steps=max_steps),
-        loader=Loader(train, plan, arranger),
+        loader=Loader(train, plan, arranger, train.lengths),
         evaluators=evaluators,
-        checkpoints=Checkpoints(run_dir / "checkpoints", settings.keep_checkpoints, world),
+        checkpoints=checkpoints,
         metrics=Metrics(run_dir / "metrics.jsonl", parts["tracker"](run_dir)) if world.is_main else Metrics(None),
-        console=Console(max_steps, run_dir / "train.log" if world.is_main else None, quiet=not world.is_main),
+        console=console,
         throughput=Throughput(scorer, world),
         world=world,
         settings=settings,
         max_steps=max_steps,
+        stop=stop,
     )
     return Run(trainer, tokenizer, train, val, run_dir)
 

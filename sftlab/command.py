@@ -27,7 +27,7 @@ CONF = next(
 )  # a wheel has it inside, a checkout beside
 
 # Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
-TAUGHT = (ValueError, OSError, ArithmeticError)
+TAUGHT = (ValueError, OSError, ArithmeticError, MemoryError)
 FREE_TEXT = re.compile(
     r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompt|prompts|output|file))=(.*)$", re.DOTALL
 )

@@ -24,6 +24,10 @@ class Tracker(ABC):
         """Record a text (Markdown) of a step."""
 
     @abstractmethod
+    def cut(self, step: int) -> None:
+        """Forget what was recorded of steps after `step`: the run goes on from there."""
+
+    @abstractmethod
     def close(self) -> None:
         """Flush and end."""
 
@@ -45,6 +49,15 @@ class TensorBoard(Tracker):
         """Add the text."""
         self.writer.add_text(name, text, step)
 
+    def cut(self, step: int) -> None:
+        """Mark later events, of an earlier file too, as overtaken."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self.writer._get_file_writer().add_event(  # type: ignore[no-untyped-call]
+            Event(session_log=start), step=step + 1 if step else 0
+        )
+
     def close(self) -> None:
         """Flush and close the event file."""
         self.writer.close()
@@ -65,12 +78,29 @@ class Metrics:
 
     def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = trackers
+        self.path = path
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self._file = path.open("a", encoding="utf-8") if path else None
-        if path:
-            for line in read_metrics(path):
-                self._remember(line)
+
+    def cut(self, step: int) -> None:
+        """Leave out what was written of steps after `step`, and a torn last line; remember the rest.
+
+        A run begins with this: from step k with what it knew then, from step 0 (`step=0`) with nothing.
+        """
+        if self.path is None or self._file is None:
+            return
+        kept = [line for line in read_metrics(self.path) if step and line["step"] <= step]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file.close()
+        partial.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self.last, self.best = {}, {}
+        for line in kept:
+            self._remember(line)
+        for tracker in self.trackers:
+            tracker.cut(step)
 
     def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Write one line, in full precision, once."""

@@ -71,7 +71,7 @@ class StopSignal:
         requeue = self.previous.get(signal.SIGUSR2)
         requeues = cause == signal.SIGUSR2 and callable(requeue)
         how = "the job is requeued" if requeues else f"go on with\n  {self.go_on}"
-        say(f"stopped by {cause.name}, saved; {how}")
+        say(f"stopped by {cause.name}; {how}")
         self.world.barrier()
         if callable(requeue) and requeues and self.world.is_main:
             requeue(signal.SIGUSR2, None)

@@ -5,6 +5,7 @@ What every launcher calls, with a plain resolved config, in every process.
 
 import json
 import logging
+import shlex
 import sys
 import time
 import traceback
@@ -16,8 +17,10 @@ from sftlab import rundir
 from sftlab.build import Run, build, check
 from sftlab.console import duration
 from sftlab.distributed import World, world
+from sftlab.faults import lost_ranks
 from sftlab.models.weights import export, parameter_count
 from sftlab.parallel import compute_dtype
+from sftlab.preempt import StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +28,29 @@ log = logging.getLogger(__name__)
 def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
     """Return the final validation loss (nats per target), or the training loss where there is no validation.
 
-    Raises: what went wrong, on every rank that met it.
+    Raises: what went wrong, on every rank that met it; SystemExit where the run was told to stop.
     """
     check(config)
     run_dir = Path(config["run_dir"])
-    with world() as here:
+    with world() as here, StopSignal(here, command_again(overrides, run_dir)) as stop, lost_ranks():
         quiet_libraries(here)
-        claim(run_dir, config, overrides, here)
-        began_s, made = time.time(), None
+        claimed = claim(run_dir, config, overrides, here)
+        if claimed.finished:
+            return finished_already(run_dir, claimed.finished, here)
+        began_s = time.time()
+        made: Run | None = None
         try:
-            made = build(config, here, run_dir)
+            made = build(config, here, run_dir, claimed, stop)
             if here.is_main:
                 made.trainer.console.facts(f"sftlab: {config['name']}", facts(config, made))
             score = made.trainer.fit()
-            dtype = compute_dtype(config["parallel"].get("param_dtype", "auto"), here.device)
-            export(made.trainer.scorer, made.tokenizer, run_dir / "model", dtype, here)
+            leave_model(config, made, here)
             if here.is_main:
                 finish(made, score, time.time() - began_s)
+        except SystemExit:
+            if here.is_main:
+                rundir.write_summary(run_dir, {"status": "stopped"})
+            raise
         except BaseException as error:
             if here.is_main:
                 with (run_dir / "train.log").open("a") as file:
@@ -50,22 +59,56 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
             raise
         finally:
             if made is not None:
+                made.trainer.checkpoints.close()
                 made.trainer.console.close()
                 made.trainer.metrics.close()
     return score
 
 
-def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], here: World) -> None:
+def command_again(overrides: Sequence[str], run_dir: Path) -> str:
+    """Return the command that takes a run up again."""
+    kept = [o for o in overrides if not o.startswith("run_dir=")]
+    return f"python -m sftlab.train {shlex.join([*kept, f'run_dir={run_dir}'])}"
+
+
+def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], here: World) -> rundir.Claim:
     """Claim the run directory on rank 0; a refusal is raised on every rank."""
-    refusal = None
+    found: rundir.Claim | Exception = rundir.Claim()
     if here.is_main:
         try:
-            rundir.claim(run_dir, config, overrides)
+            found = rundir.claim(run_dir, config, overrides)
         except (OSError, rundir.RunDirError) as error:
-            refusal = error
-    refusal = here.broadcast(refusal)
-    if refusal is not None:
-        raise refusal
+            found = error
+    found = here.broadcast(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def finished_already(run_dir: Path, summary: Mapping[str, Any], here: World) -> float:
+    """Say that there is nothing left to do, and return what came of it."""
+    if here.is_main:
+        print(
+            f"run_dir={run_dir} is finished: {summary['steps']:,} steps, score {summary['score']:.4f}; nothing to do. "
+            f"The model is {run_dir / 'model'}"
+        )
+    return float(summary["score"])
+
+
+def leave_model(config: Mapping[str, Any], made: Run, here: World) -> None:
+    """Export the last checkpoint on rank 0; a failure is raised on every rank."""
+    failure: Exception | None = None
+    if here.is_main:
+        dtype = compute_dtype(config["parallel"].get("param_dtype", "auto"), here.device)
+        trusted = bool(config["model"].get("trust_remote_code"))
+        try:
+            last = made.trainer.checkpoints.complete()[-1]
+            export(last, made.run_dir / "model", dtype, trust_remote_code=trusted)
+        except Exception as error:
+            failure = error
+    failure = here.broadcast(failure)
+    if failure is not None:
+        raise failure
 
 
 def quiet_libraries(here: World) -> None:
@@ -117,6 +160,7 @@ def finish(made: Run, score: float, wall_s: float) -> None:
         "score": score,
         "steps": trainer.max_steps,
         "wall_s": wall_s,
+        "skipped": trainer.skipped,
         "last": trainer.metrics.last,
         "best": trainer.metrics.best,
     }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import yaml
 
 CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
+SUMMARY = "summary.json"
 PACKAGES = (
     "sftlab",
     "torch",
@@ -28,35 +31,109 @@ PACKAGES = (
     "numpy",
     "submitit",
 )
-# What may differ when a directory is taken up again: where and how it runs, what is recorded. Never the mathematics.
-FREE = ("run_dir", "name", "launcher", "tracker", "parallel", "resume")
+# What may differ when a run is taken up again: where and how it runs, what is recorded and kept. Never the mathematics.
+FREE = (
+    "run_dir", "name", "launcher", "tracker", "resume", "resume_anyway", "evaluation",
+    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "parallel.tensor",
+    "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers",
+    "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every", "trainer.save_every",
+    "trainer.keep_checkpoints", "trainer.on_failed_save", "trainer.skip_nonfinite", "trainer.compile",
+    "trainer.activation_checkpointing", "trainer.deterministic",
+)  # fmt: skip
 
 
 class RunDirError(ValueError):
-    """A directory that must not be written to."""
+    """A directory that must not be written to, or that a run must not begin from."""
 
 
-def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Make `folder` this run's.
+@dataclass(frozen=True)
+class Claim:
+    """What a directory holds as its run starts.
 
-    Raises: RunDirError if it holds anything but a run of the same config; nothing in it is touched then.
+    `finished` is the summary of a run that has nothing left to do. `source` is where checkpoints come from if there is
+    none here; with `rewind`, before those that are here.
     """
+
+    finished: dict[str, Any] | None = None
+    source: Path | None = None
+    rewind: bool = False
+
+
+def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Claim:
+    """Make `folder` this run's, and return how it begins.
+
+    Raises: RunDirError if it holds anything but a run of the same mathematics (with `resume_anyway`, of any); or any
+    run at all, with resume=never. Nothing in it is touched then.
+    """
+    theirs = reserve(folder, config, overrides)
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    summary = read_summary(folder)
+    if summary.get("status") == "finished" and theirs is not None and not differences(theirs, config):
+        return Claim(finished=summary)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    source = source_of(config)
+    if source is not None:
+        origin = source if (source / CONFIG).is_file() else source.parents[1]
+        if (origin / CONFIG).is_file():
+            compare(origin, read_config(origin), config)
+    # The same command again goes on where it was; said for the first time, it goes back to the named checkpoint.
+    again = theirs is not None and theirs.get("resume") == config.get("resume")
+    rewind = source is not None and not again and source.resolve().parent == (folder / "checkpoints").resolve()
+    return Claim(source=source, rewind=rewind)
+
+
+def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Write a run's config into its directory; return the one that was there. Raises: as `claim`."""
+    theirs = None
     if folder.exists() and not folder.is_dir():
         raise RunDirError(f"run_dir={folder} is a file")
     if folder.is_dir() and any(folder.iterdir()):
-        theirs = folder / CONFIG
-        if not theirs.is_file():
+        if not (folder / CONFIG).is_file():
             raise RunDirError(
                 f"run_dir={folder} is not empty and not a run (it has no {CONFIG}); name another directory"
             )
-        differing = differences(yaml.safe_load(theirs.read_text()), dict(config))
-        if differing:
-            table = "\n".join(f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differing.items())
-            raise RunDirError(f"run_dir={folder} holds a run of another config; name another directory\n{table}")
+        if config.get("resume") == "never":
+            raise RunDirError(f"run_dir={folder} holds a run and resume=never; name another, or leave resume=auto")
+        theirs = read_config(folder)
+        compare(folder, theirs, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    (folder / OVERRIDES).write_text(yaml.safe_dump(list(overrides)))
+    return theirs
+
+
+def source_of(config: Mapping[str, Any]) -> Path | None:
+    """Return the run or checkpoint that `resume` names. Raises: RunDirError if it is neither."""
+    resume = config.get("resume", "auto")
+    if resume in ("auto", "never"):
+        return None
+    source = Path(str(resume)).expanduser()
+    if not (source / "checkpoints").is_dir() and not (source / "checkpoint.json").is_file():
+        raise RunDirError(
+            f"resume={resume}: expected auto, never, a run's directory or a checkpoint in it "
+            "(<run>/checkpoints/step_00000100)"
+        )
+    return source
+
+
+def compare(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise RunDirError with a table if a run of another mathematics would be taken up, unless `resume_anyway`."""
+    differing = differences(theirs, ours)
+    if not differing or ours.get("resume_anyway"):
+        return
+    rows = [("key", "there", "here"), *((k, shown(old), shown(new)) for k, (old, new) in differing.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    table = "\n".join(f"  {k:<{widths[0]}}  {old:<{widths[1]}}  {new}" for k, old, new in rows)
+    raise RunDirError(
+        f"{folder} holds a run of another config, which a resume would change on the way:\n{table}\n"
+        "name another run_dir, or go on with these by resume_anyway=true"
+    )
+
+
+def shown(value: Any, most: int = 40) -> str:
+    """Return a value of a config for a table."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -64,10 +141,18 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(k for k in new if k not in old)]:
-            if prefix or key not in FREE:
+            if f"{prefix}{key}" not in FREE:
                 found |= differences(old.get(key), new.get(key), f"{prefix}{key}.")
         return found
     return {} if old == new else {prefix.rstrip("."): (old, new)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved config of a run."""
+    config = yaml.safe_load((folder / CONFIG).read_text())
+    if not isinstance(config, dict):
+        raise RunDirError(f"{folder / CONFIG} is not the config of a run")
+    return config
 
 
 def environment() -> dict[str, Any]:
@@ -101,6 +186,14 @@ def git(*arguments: str) -> str | None:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json whole."""
-    partial = folder / ".summary.json"
+    partial = folder / f".{SUMMARY}"
     partial.write_text(json.dumps(dict(summary), indent=2))
-    partial.replace(folder / "summary.json")
+    partial.replace(folder / SUMMARY)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a run that has ended; empty where it has not."""
+    try:
+        return dict(json.loads((folder / SUMMARY).read_text()))
+    except FileNotFoundError:
+        return {}

@@ -20,16 +20,20 @@ class TrainerSettings:
     eval_every: int = 0
     save_every: int = 0
     keep_checkpoints: int = 2
+    on_failed_save: str = "continue"
+    skip_nonfinite: int = 0
     compile: bool = False
     activation_checkpointing: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "epochs": 1, "rows_per_microbatch": 1, "log_every": 1, "keep_checkpoints": 1}
-        least |= {"eval_every": 0, "save_every": 0, "max_steps": 1}
+        least |= {"eval_every": 0, "save_every": 0, "skip_nonfinite": 0, "max_steps": 1}
         if self.max_steps is None:
             del least["max_steps"]
         check_counts("trainer", self, least)
+        if self.on_failed_save not in ("continue", "stop"):
+            raise ValueError(f"trainer.on_failed_save={self.on_failed_save}: expected continue or stop")
         for key in ("compile", "activation_checkpointing", "deterministic"):
             if type(getattr(self, key)) is not bool:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: expected true or false")

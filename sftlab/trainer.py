@@ -9,7 +9,8 @@ is all examples of a step, on all ranks. The objective, over all microbatches an
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ from torch.optim import Optimizer
 
 from sftlab.checkpoint import Checkpoints
 from sftlab.console import Console
+from sftlab.data.batch import Batch
 from sftlab.data.loader import Loader, Step
 from sftlab.distributed import World
 from sftlab.evaluation import Evaluator, Sample, markdown
+from sftlab.faults import NonFinite, memory_for, shown
 from sftlab.metrics import Metrics
 from sftlab.models.scorer import Scorer
+from sftlab.preempt import StopSignal
 from sftlab.settings import TrainerSettings
 from sftlab.throughput import Throughput
 
@@ -44,31 +48,41 @@ class Trainer:
     world: World
     settings: TrainerSettings
     max_steps: int
+    stop: StopSignal
     base_lr: float = field(init=False)
     spent_s: float = field(init=False, default=0.0)
+    began_s: float = field(init=False, default=0.0)
+    scored: tuple[int, float] = field(init=False, default=(-1, math.nan))  # step and loss of the last evaluation
+    skipped: list[dict[str, Any]] = field(init=False, default_factory=list)  # steps that trainer.skip_nonfinite let go
 
     def __post_init__(self) -> None:
         self.base_lr = self.optimizer.param_groups[0]["lr"]
 
     def fit(self) -> float:
         """Train from the newest checkpoint, or step 0, to `max_steps`; return the validation (or training) loss."""
-        progress = self.checkpoints.restore(self.scorer, self.optimizer) or {"step": 0, "time_s": 0.0}
-        first, self.spent_s = progress["step"] + 1, progress["time_s"]
-        self.began_s = time.perf_counter()
-        score = self.evaluate(0) if first == 1 else math.nan
+        first = 1 + self.resume()
+        self.warm_up(first)
+        if first == 1:
+            self.evaluate(0)
+            self.began_s = time.perf_counter()
         for step, data in enumerate(self.loader.steps(first, self.max_steps), first):
-            if step == 1:
-                self.began_s = time.perf_counter()
             values = self.train_step(step, data)
-            last = step == self.max_steps
-            if last or step % self.settings.log_every == 0:
+            stopping = self.stop.agreed()
+            if self.due(step, self.settings.log_every):
                 self.metrics.write(step, self.time_s, {**values, **self.throughput.read()})
                 self.console.step(step, self.metrics.last)
-            if last or (self.settings.eval_every and step % self.settings.eval_every == 0):
-                score = self.evaluate(step)
-            if last or (self.settings.save_every and step % self.settings.save_every == 0):
-                self.checkpoints.save(step, self.scorer, self.optimizer, {"time_s": self.time_s})
-        return self.metrics.last.get("train/loss", math.nan) if math.isnan(score) else score
+            if self.due(step, self.settings.eval_every):
+                self.evaluate(step)
+            if stopping or self.due(step, self.settings.save_every):
+                self.checkpoints.save(step, self.scorer, self.optimizer, self.progress(step))
+            if stopping:
+                self.checkpoints.wait()
+                self.stop.leave(self.console.say)
+            self.checkpoints.check(self.settings.on_failed_save)
+        self.checkpoints.wait()
+        self.checkpoints.check("stop")  # without the last one there is no model to leave behind
+        last = self.metrics.last
+        return self.world.broadcast(last.get("val/loss", last.get("train/loss", math.nan)))
 
     def train_step(self, step: int, data: Step) -> dict[str, float]:
         """Make one optimiser update.
@@ -80,17 +94,16 @@ class Trainer:
         scale = self.world.size / max(data.num_targets, 1.0)
         for i, batch in enumerate(data.microbatches):
             self.scorer.set_requires_gradient_sync(i == len(data.microbatches) - 1)  # type: ignore[operator]
-            score = self.scorer(batch.to(self.world.device))
-            (score.nll * scale).backward()
-            nll += score.nll.detach()
+            nll += self.backward(batch, scale)
         norm = clip_gradients(self.scorer, self.settings.clip_grad_norm, self.world)
         loss = (self.world.sum(nll) / max(data.num_targets, 1.0)).item()
-        if not math.isfinite(loss + norm):
-            raise NonFinite(step, loss, norm, [self.loader.examples[int(i)].id for i in data.indices])
         factor = self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * factor
-        self.optimizer.step()
+        if math.isfinite(loss + norm):
+            self.optimizer.step()
+        else:
+            self.skip(step, loss, norm, data)
         self.optimizer.zero_grad(set_to_none=True)
         self.throughput.add(data)
         return {
@@ -101,8 +114,58 @@ class Trainer:
             "train/targets": data.num_targets,
         }
 
-    def evaluate(self, step: int) -> float:
-        """Run every evaluator, record what they found, and return the validation loss (nan without validation)."""
+    def backward(self, batch: Batch, scale: float) -> Tensor:
+        """Add the gradients of one microbatch; return its sum of weight * nll."""
+        with memory_for(batch):
+            score = self.scorer(batch.to(self.world.device))
+            (score.nll * scale).backward()
+        return score.nll.detach()  # type: ignore[no-any-return]
+
+    def skip(self, step: int, loss: float, norm: float, data: Step) -> None:
+        """Record a step whose update is left out. Raises: NonFinite if no more may be."""
+        ids = [self.loader.examples[int(i)].id for i in data.indices]
+        if len(self.skipped) >= self.settings.skip_nonfinite:
+            raise NonFinite(step, loss, norm, ids, len(self.skipped))
+        self.skipped.append({"step": step, "examples": ids})
+        self.console.say(f"step {step}: skipped, loss {loss}, gradient norm {norm}; examples: {shown(ids)}")
+
+    def warm_up(self, first: int) -> None:
+        """Run the largest microbatch once, its weights 0 and its gradients discarded: memory runs out now or never.
+
+        On CUDA only, where a device's memory is the limit; a CPU's is the host's, and this would cost a demo seconds.
+        """
+        if self.world.device.type == "cuda" and first <= self.max_steps:
+            batch = self.loader.largest()
+            self.scorer.set_requires_gradient_sync(True)  # type: ignore[operator]
+            self.backward(replace(batch, weight=torch.zeros_like(batch.weight)), 1.0)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def resume(self) -> int:
+        """Take up the newest checkpoint; return its step, 0 where there is none. Later metrics are cut off."""
+        found = self.checkpoints.restore(self.scorer, self.optimizer)
+        progress = found or {"step": 0, "time_s": 0.0, "skipped": []}
+        self.spent_s, self.skipped = progress["time_s"], progress["skipped"]
+        self.began_s = time.perf_counter()
+        self.metrics.cut(progress["step"])
+        return int(progress["step"])
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside tensors; `score` is the validation loss, if it is this step's."""
+        scored, score = self.scored
+        epoch, window = divmod(step, self.loader.plan.steps_per_epoch)
+        return {
+            "time_s": self.time_s,
+            "score": score if scored == step and math.isfinite(score) else None,
+            "skipped": list(self.skipped),
+            "next": {"epoch": epoch, "step_in_epoch": window},  # for people: the plan is a function of the step
+        }
+
+    def due(self, step: int, every: int) -> bool:
+        """Return whether something happens after this step: every so often (0: never), and after the last."""
+        return step == self.max_steps or (every > 0 and step % every == 0)
+
+    def evaluate(self, step: int) -> None:
+        """Run every evaluator and record what they found."""
         scores: dict[str, float] = {}
         samples: list[Sample] = []
         with self.throughput.paused():
@@ -115,23 +178,12 @@ class Trainer:
             self.console.evaluation(step, scores, samples)
         if samples:
             self.metrics.text(step, "val/answers", markdown(samples))
-        return scores.get("val/loss", math.nan)
+        self.scored = (step, scores.get("val/loss", math.nan))
 
     @property
     def time_s(self) -> float:
         """Wall seconds since the first step began, over resumes."""
         return self.spent_s + time.perf_counter() - self.began_s
-
-
-class NonFinite(ArithmeticError):
-    """A loss or gradient that is not a number. Raised on every rank, since both are sums over all."""
-
-    def __init__(self, step: int, loss: float, norm: float, ids: Sequence[str]) -> None:
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        super().__init__(
-            f"step {step}: the loss is {loss} and the gradient norm {norm}; the update was not made. Examples of this "
-            f"step: {shown}. Lower optim.lr, or look at these rows; the last checkpoint is as it was"
-        )
 
 
 def clip_gradients(scorer: Scorer, max_norm: float | None, world: World) -> float:

@@ -4,6 +4,7 @@ Two constructors, one for each thing that a data option describes: `Sources` say
 they mean; `Layout` says which of them are kept, in what order they are met and how they lie in rows.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.format import Format
 from sftlab.data.source import open_source
-from sftlab.data.store import Store, store
+from sftlab.data.store import Store, fingerprint, store
 
 OVERLONG = ("error", "drop", "truncate")
 
@@ -103,6 +104,11 @@ class Examples(Sequence[Example]):
                 example, tokens=example.tokens[: self.max_length], supervised=example.supervised[: self.max_length]
             )
         return example
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every token and target in these examples, and of their order."""
+        return fingerprint(self.store.fingerprint, zlib.crc32(self.kept.tobytes()), len(self), self.max_length)
 
     @property
     def groups(self) -> NDArray[np.int64]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from sftlab.data.batch import Batch, collate
 from sftlab.data.example import Example
 from sftlab.data.forest import deal, lay_out
@@ -94,16 +96,29 @@ def round_up(n: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Loader:
-    """Steps of a plan over examples, arranged for this rank."""
+    """Steps of a plan over examples, arranged for this rank. `lengths`, where known, saves reading every example."""
 
     examples: Sequence[Example]
     plan: Plan
     arranger: Arranger
+    lengths: IntArray | None = None
 
     def step(self, step: int) -> Step:
         """Return optimiser step `step`, computed from nothing but its number."""
         indices = self.plan.examples(step)
         return self.arranger.arrange([self.examples[int(i)] for i in indices], indices)
+
+    def largest(self, most: int = 4) -> Batch:
+        """Return the largest microbatch of the steps of an epoch that look largest: most tokens, longest example.
+
+        Laying out every step would be exact, and take 7 s for SQuAD at each start.
+        """
+        lengths = np.array([len(e) for e in self.examples]) if self.lengths is None else self.lengths
+        steps = range(1, self.plan.steps_per_epoch + 1)
+        ours = [lengths[self.plan.examples(step)] for step in steps]
+        looks = [sorted(steps, key=lambda s: -measure(ours[s - 1]))[:most] for measure in (np.sum, np.max)]
+        batches = [b for s in sorted({s for look in looks for s in look}) for b in self.step(s).microbatches]
+        return max(batches, key=lambda b: (b.tokens.numel(), len(b.at)))
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps first to last, each laid out while the ones before it train."""

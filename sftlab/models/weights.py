@@ -1,6 +1,7 @@
-"""Weights in and out of a sharded scorer: filled from rank 0's, exported as a Hugging Face folder."""
+"""Weights into a sharded scorer, from rank 0's; and out of a checkpoint's files, as a Hugging Face folder."""
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import PreTrainedModel
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+from sftlab import manifest
 from sftlab.distributed import World
+from sftlab.manifest import sync
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
+
+SIDECAR = "hf"  # in a checkpoint: what `describe` wrote, so that it can be exported from nothing else
+IN_CHECKPOINT = "model.model."  # the state's model, the scorer's model
+GROUP_BYTES = 4 << 30
 
 
 def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
@@ -37,23 +46,63 @@ def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> N
         dist.broadcast(buffer, src=0)
 
 
-def export(scorer: Scorer, tokenizer: Any, folder: Path, dtype: torch.dtype, world: World) -> None:
-    """Write the model as a folder that `from_pretrained` loads, whole or not at all. Collective."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: dict[str, Any] = get_model_state_dict(scorer.model, options=options)
-    if world.is_main:
-        model = skeleton(scorer.model.config)
-        model.generation_config = scorer.model.generation_config
-        model.config.dtype = dtype
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-        weights = {k: v.to(dtype) for k, v in state.items() if k not in tied}
-        model.save_pretrained(partial, state_dict=weights)
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    world.barrier()
+def describe(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
+    """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer."""
+    scorer.model.config.save_pretrained(folder)
+    if scorer.model.generation_config is not None:
+        scorer.model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def export(
+    checkpoint: Path, folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False, shard_size: str = "5GB"
+) -> None:
+    """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all; in one process, on the host.
+
+    No device sees the model and no rank is asked for anything: the files are read. Host memory is the model in `dtype`
+    and `GROUP_BYTES`. A tied weight is written once, under the name that transformers ties the other to.
+    Raises: Damaged, naming the files, if the checkpoint is not what was written.
+    """
+    if wrong := manifest.damage(checkpoint):
+        raise manifest.Damaged("\n".join([f"{checkpoint} is damaged:", *wrong]))
+    described = checkpoint / SIDECAR
+    config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code)
+    model = skeleton(config).to(dtype)
+    if (described / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(described)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(described, partial)
+    model.save_pretrained(partial, state_dict=weights_of(checkpoint, dtype), max_shard_size=shard_size)
+    for path in (*partial.iterdir(), partial):
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the model's tensors, whole, on the host, floating-point ones in `dtype`, under transformers' names."""
+    entries = manifest.Reader(checkpoint).read_metadata().state_dict_metadata
+    waiting = {
+        name: entry
+        for name, entry in entries.items()
+        if name.startswith(IN_CHECKPOINT) and isinstance(entry, TensorStorageMetadata)
+    }
+    weights: dict[str, torch.Tensor] = {}
+    while waiting:
+        group: dict[str, Any] = {}
+        num_bytes = 0
+        while waiting and num_bytes < GROUP_BYTES:
+            name, entry = waiting.popitem()
+            group[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+            num_bytes += group[name].nbytes
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+            load(group, storage_reader=manifest.Reader(checkpoint), planner=manifest.Planner(), no_dist=True)
+        for name, value in group.items():
+            weights[name.removeprefix(IN_CHECKPOINT)] = value.to(dtype) if value.is_floating_point() else value
+    return weights
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,0 +1,71 @@
+"""Faults that end a run, in words that say what happened and what to change."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from sftlab.data.batch import Batch
+
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+)
+
+
+class NonFinite(ArithmeticError):
+    """A loss or gradient that is not a number. Raised on every rank, since both are sums over all."""
+
+    def __init__(self, step: int, loss: float, norm: float, ids: Sequence[str], skipped: int) -> None:
+        before = f" {skipped} earlier steps were skipped (trainer.skip_nonfinite)." if skipped else ""
+        super().__init__(
+            f"step {step}: the loss is {loss} and the gradient norm {norm}; the update was not made.{before} Examples "
+            f"of this step: {shown(ids)}. Lower optim.lr, look at these rows, or let trainer.skip_nonfinite=N steps go "
+            "by; the last checkpoint is as it was"
+        )
+
+
+class OutOfMemory(MemoryError):
+    """The device's memory does not hold a microbatch."""
+
+
+class RankLost(ConnectionError):
+    """Another rank ended in the middle of a collective."""
+
+
+def shown(ids: Sequence[str], most: int = 8) -> str:
+    """Return the first ids as text."""
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+@contextmanager
+def memory_for(batch: Batch) -> Iterator[None]:
+    """Turn running out of memory with this microbatch into OutOfMemory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        rows, length = batch.tokens.shape
+        raise OutOfMemory(
+            f"out of memory with a microbatch of {rows} rows of {length} tokens, {len(batch.at)} predictions. Lower "
+            "trainer.rows_per_microbatch (slower, the same mathematics), data.row_length (not below the longest "
+            "example) or data.max_length; trainer.activation_checkpointing=true also helps"
+        ) from error
+
+
+@contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Turn the network's complaint about a rank that is gone into RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        raise RankLost(
+            "another rank has ended (killed, out of memory, or an error of its own: its output says which), so this "
+            f"one cannot go on. The last checkpoint is as it was; the same command resumes\n  {error}"
+        ) from error

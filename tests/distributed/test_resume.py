@@ -1,0 +1,85 @@
+"""A run that is crashed and resumed is the run that was never crashed: bit for bit on the same ranks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import compose, measured, run_all
+from tests.support import read_jsonl
+
+# 36 examples in steps of 12: epoch 1 is steps 1 to 3, epoch 2 steps 4 to 6. The checkpoint of step 4 is in epoch 2.
+CADENCE = ("trainer.max_steps=9", "trainer.save_every=2", "trainer.eval_every=3")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, squad_files: tuple[Path, Path]) -> Path:
+    """On two ranks: `straight`; `crashed` in step 6, with a torn line; `resumed`, which went on from a copy of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = {
+        name: compose(folder / name, model_folder, squad_files, *CADENCE) for name in ("straight", "crashed", "resumed")
+    }
+    ends = run_all(
+        [
+            {**config["straight"], "indices": str(folder / "straight.indices")},
+            {**config["crashed"], "crash_at": 6, "indices": str(folder / "crashed.indices")},
+        ],
+        ranks=2,
+    )
+    assert ends[0][0].startswith("score") and ends[1] == ["Crash: ", "Crash: "]
+    with (folder / "crashed/metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "time_s": 1.0, "tr')
+    shutil.copytree(folder / "crashed", folder / "resumed", symlinks=True)
+    shutil.copytree(folder / "crashed", folder / "elastic", symlinks=True)
+    assert run_all([config["resumed"]], ranks=2)[0][0] == ends[0][0], "the same score"
+    return folder
+
+
+def test_gauntlet_22_a_resumed_run_is_bit_equal_to_the_straight_one(runs: Path) -> None:
+    assert "step_00000004" in (runs / "resumed/train.log").read_text(), "from the middle of epoch 2"
+    straight, resumed = measured(runs / "straight"), measured(runs / "resumed")
+    assert {step for step, name in straight if name == "train/loss"} == set(range(1, 10))
+    assert resumed == straight
+
+
+def test_a_finished_run_says_so_and_runs_no_step(
+    runs: Path, model_folder: Path, squad_files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (runs / "straight/metrics.jsonl").read_bytes()
+    again = compose(runs / "straight", model_folder, squad_files, *CADENCE)
+    other = compose(runs / "straight", model_folder, squad_files, *CADENCE, "seed=1", "optim.lr=0.02")
+    never = compose(runs / "straight", model_folder, squad_files, *CADENCE, "resume=never")
+    ends = run_all([again, other, never])
+    assert ends[0][0].startswith("score") and "is finished: 9 steps" in capfd.readouterr().out
+    assert "optim.lr  0.01   0.02" in ends[1][0] and "seed      0      1" in ends[1][0]
+    assert "resume_anyway=true" in ends[1][0] and "resume=never" in ends[2][0]
+    assert (runs / "straight/metrics.jsonl").read_bytes() == before
+
+
+def test_gauntlet_23_two_ranks_then_one_then_four(
+    runs: Path, model_folder: Path, squad_files: tuple[Path, Path]
+) -> None:
+    config = compose(runs / "elastic", model_folder, squad_files, *CADENCE)
+    indices = runs / "elastic.indices"
+    assert run_all([{**config, "crash_at": 8, "indices": str(indices)}]) == [["Crash: "]]
+    assert run_all([{**config, "indices": str(indices)}], ranks=4)[0][0].startswith("score")
+    log = (runs / "elastic/train.log").read_text()
+    assert "step_00000004, step 4" in log and "step_00000006, step 6" in log
+    straight, elastic = measured(runs / "straight"), measured(runs / "elastic")
+    assert straight.keys() == elastic.keys()
+    for key, value in straight.items():
+        assert elastic[key] == pytest.approx(value, rel=2e-5, abs=1e-9), key
+    seen = {line["step"]: line["indices"] for line in read_jsonl(indices)}
+    assert sorted(seen) == [5, 6, 7, 8, 9]
+    assert seen == {k["step"]: k["indices"] for k in read_jsonl(runs / "straight.indices") if k["step"] > 4}
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(runs: Path) -> None:
+    folder = runs / "straight/checkpoints"
+    assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000008", "step_00000009"]
+    assert (folder / "latest").resolve().name == "step_00000009"
+    scores = [
+        json.loads((folder / name / "checkpoint.json").read_text())["score"] for name in ("step_00000008", "latest")
+    ]
+    assert scores == [None, measured(runs / "straight")[9, "val/loss"]]

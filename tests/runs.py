@@ -1,0 +1,125 @@
+"""Runs inside tests: composed configs, run one after the other on fresh ranks, crashed where a test wants it."""
+
+import multiprocessing as mp
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support import free_port, read_jsonl
+
+
+def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str) -> dict[str, Any]:
+    """Return the config of a run of a few small steps on a tiny model."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from sftlab import command
+
+    OmegaConf.register_new_resolver("inside", command.inside, replace=True)
+    os.environ.setdefault(command.START_TIME, "now")
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        config = compose(
+            "train",
+            [
+                f"run_dir={run_dir}",
+                f"model.name_or_path={model}",
+                "data=squad",
+                f"data.path={data[0]}",
+                f"data.val_path={data[1]}",
+                "trainer.batch_size=12",
+                "optim.lr=0.01",
+                "evaluation.answers=2",
+                "evaluation.max_new_tokens=3",
+                "tracker=none",
+                *overrides,
+            ],
+        )
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(k): v for k, v in found.items()}
+
+
+def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]]:
+    """Run these configs one after the other on `ranks` processes; return how each ended, on each rank.
+
+    A key `crash_at` raises in place of that step; `stop_at` sends this process SIGTERM in it, on the last rank;
+    `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples.
+    """
+    context = mp.get_context("spawn")
+    ports = [free_port() for _ in configs]
+    with context.Manager() as manager:
+        ends = manager.dict()
+        processes = [context.Process(target=_rank, args=(r, ranks, ports, list(configs), ends)) for r in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+            assert process.exitcode == 0
+        found = dict(ends)
+    return [[found[i, r] for r in range(ranks)] for i in range(len(configs))]
+
+
+class Crash(Exception):
+    pass
+
+
+def _rank(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]], ends: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    from sftlab.run import run
+
+    for i, config in enumerate(configs):
+        os.environ["MASTER_PORT"] = str(ports[i])
+        extra = {k: config.pop(k) for k in ("crash_at", "stop_at", "nan_at", "indices") if k in config}
+        restore = _patch(extra, rank, ranks)
+        try:
+            ends[i, rank] = f"score {run(config, [])!r}"
+        except SystemExit as left:
+            ends[i, rank] = f"exit {left.code}"
+        except Exception as error:
+            ends[i, rank] = f"{type(error).__name__}: {error}"
+        restore()
+
+
+def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
+    import json
+    import signal
+
+    from sftlab.trainer import Trainer
+
+    original = Trainer.train_step
+    backward = Trainer.backward
+
+    def train_step(self: Trainer, step: int, data: Any) -> Any:
+        if step == extra.get("crash_at"):
+            self.checkpoints.wait()  # so that a test knows what there is to resume from
+            raise Crash
+        if step == extra.get("stop_at") and rank == ranks - 1:
+            signal.raise_signal(signal.SIGTERM)
+        if "indices" in extra and rank == 0:
+            with open(extra["indices"], "a") as file:
+                file.write(json.dumps({"step": step, "indices": data.indices.tolist()}) + "\n")
+        spoiled = step in extra.get("nan_at", ())
+        Trainer.backward = (lambda s, b, scale: backward(s, b, scale) * float("nan")) if spoiled else backward
+        return original(self, step, data)
+
+    def restore() -> None:
+        Trainer.train_step, Trainer.backward = original, backward
+
+    Trainer.train_step = train_step
+    return restore
+
+
+def measured(run_dir: Path, *prefixes: str) -> dict[tuple[int, str], Any]:
+    """Return {(step, metric): value} of a run's train/ and val/ metrics; a step that is there twice is an error."""
+    found: dict[tuple[int, str], Any] = {}
+    for line in read_jsonl(run_dir / "metrics.jsonl"):
+        for name, value in line.items():
+            if name.startswith(prefixes or ("train/", "val/")):
+                assert (line["step"], name) not in found, f"step {line['step']} is there twice"
+                found[line["step"], name] = value
+    return found
