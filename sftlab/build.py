@@ -79,6 +79,7 @@ class Run:
     train: Examples | Joined
     val: Examples | Joined | None
     run_dir: Path
+    data_path: str
 
 
 def build(config: Mapping[str, Any], world: World, run_dir: Path) -> Run:
@@ -142,7 +143,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path) -> Run:
         settings=settings,
         max_steps=max_steps,
     )
-    return Run(trainer, tokenizer, train, val, run_dir)
+    return Run(trainer, tokenizer, train, val, run_dir, data.path)
 
 
 def row_length(train: Examples | Joined, val: Examples | Joined | None, device: torch.device) -> int:

@@ -91,9 +91,7 @@ class Examples(Sequence[Example]):
 
     def where(self, index: int) -> str:
         """Return where in the source an example comes from, and its id where it has one of its own."""
-        at = int(self.kept[index])
-        where, own = self.store.where(at), self.store[at].id
-        return where if own == where else f"{where} (id {own})"
+        return self.store.named(int(self.kept[index]))
 
     def hold_out(self, num: int) -> tuple["Examples", "Examples"]:
         """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.

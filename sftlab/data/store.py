@@ -189,6 +189,11 @@ class Store(Sequence[Example]):
         """Return where in the source an example comes from."""
         return self.source.where(int(self.rows[index]))
 
+    def named(self, index: int) -> str:
+        """Return where in the source an example comes from, and its id where it has one of its own."""
+        where, own = self.where(index), self[index].id
+        return where if own == where else f"{where} (id {own})"
+
     def _chunk(self, at: int) -> tuple[Any, int]:
         """Return the record batch that holds stored row `at`, and where in it."""
         k = int(np.searchsorted(self._starts, at, side="right")) - 1
