@@ -17,7 +17,7 @@ from hydra.utils import get_object, instantiate
 from sftlab.checkpoint import Checkpoints
 from sftlab.command import keys_of_option, nearest, options, unknown_key
 from sftlab.console import Console
-from sftlab.data.dataset import Examples
+from sftlab.data.examples import Examples, Joined
 from sftlab.data.loader import Arranger, Loader, round_up
 from sftlab.data.plan import Plan
 from sftlab.distributed import World
@@ -78,9 +78,10 @@ class Run:
 
     trainer: Trainer
     tokenizer: Any
-    train: Examples
-    val: Examples | None
+    train: Examples | Joined
+    val: Examples | Joined | None
     run_dir: Path
+    data_path: str
 
 
 def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
@@ -122,16 +123,13 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     if val is not None:
         val_plan = Plan(val.groups, settings.batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
         evaluators.append(LossEvaluator(scorer, val, val_plan, arranger, world))
-        answered = sample(val, parts["evaluation"].answers)
-        if answered:
-            generator = Generator(
-                scorer,
-                tokenizer,
-                world.device,
-                parts["evaluation"].max_new_tokens,
-                parts["evaluation"].batch_size,
-            )
-            evaluators.append(AnswerEvaluator(generator, answered, data.format.score, world))
+        generator = Generator(
+            scorer, tokenizer, world.device, parts["evaluation"].max_new_tokens, parts["evaluation"].batch_size
+        )
+        for name, part in val.parts.items():
+            answered = sample(part, parts["evaluation"].answers)
+            if answered:
+                evaluators.append(AnswerEvaluator(generator, answered, data.formats[name].score, world, name))
 
     console = Console(max_steps, run_dir / "train.log" if world.is_main else None, quiet=not world.is_main)
     checkpoints = Checkpoints(
@@ -160,10 +158,10 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         max_steps=max_steps,
         stop=stop,
     )
-    return Run(trainer, tokenizer, train, val, run_dir)
+    return Run(trainer, tokenizer, train, val, run_dir, data.path)
 
 
-def row_length(train: Examples, val: Examples | None, device: torch.device) -> int:
+def row_length(train: Examples | Joined, val: Examples | Joined | None, device: torch.device) -> int:
     """Return the row length for `data.row_length=null`: the longest example's, and at least what a device likes.
 
     On CPU attention is dense, its cost growing with the square of a row's length; on CUDA empty blocks are skipped and

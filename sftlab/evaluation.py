@@ -76,12 +76,16 @@ class LossEvaluator:
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, shared out over the ranks."""
+    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, shared out over the ranks.
+
+    `source` goes before the scores' names, where a mixture has several.
+    """
 
     generator: Generator
     examples: Sequence[Example]
     score: Callable[[str, Sequence[str]], Mapping[str, float]]
     world: World
+    source: str = ""
 
     def __call__(self) -> Evaluation:
         """Answer every example once, each on one rank."""
@@ -93,7 +97,8 @@ class AnswerEvaluator:
         ]
         gathered = sorted((s for part in self.world.gather(samples) for s in part), key=lambda s: s.id)
         scores = [self.score(s.answer, s.references) for s in gathered]
-        return Evaluation({name: float(np.mean([s[name] for s in scores])) for name in scores[0]}, gathered)
+        prefix = f"{self.source}/" if self.source else ""
+        return Evaluation({prefix + name: float(np.mean([s[name] for s in scores])) for name in scores[0]}, gathered)
 
 
 def sample(examples: Sequence[Example], num: int) -> list[Example]:

@@ -1,25 +1,21 @@
-"""The data of a run: training and validation examples, cut to what the model takes, and how they are dealt out.
+"""The data of a run: where examples come from, what they mean, which are kept and how they are to be dealt out.
 
-Two constructors, one for each thing that a data option describes: `Sources` says where the examples come from and what
-they mean; `Layout` says which of them are kept, in what order they are met and how they lie in rows.
+One class is one data option; a mixture of several is another (mixture.py).
 """
 
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sftlab.assets import locate
-from sftlab.data.example import Example
+from sftlab.data.examples import OVERLONG, Examples, Joined
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.format import Format
-from sftlab.data.source import open_source
-from sftlab.data.store import Store, fingerprint, store
+from sftlab.data.source import is_local, open_source
+from sftlab.data.store import ON_ERROR, store
+from sftlab.data.template import prepare
 
-OVERLONG = ("error", "drop", "truncate")
+Splits = tuple[Examples | Joined, Examples | Joined | None]
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,13 @@ class Data:
     format: Format
     path: str
     split: str | None = "train"
+    subset: str | None = None
+    revision: str | None = None
     val_path: str | None = None
     val_split: str | None = None
     val_examples: int = 0
     limit: int | None = None
+    on_error: str = "raise"
     max_length: int | None = None
     overlong: str = "error"
     layout: str = "tree"
@@ -46,112 +45,53 @@ class Data:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for key, value, known in (("layout", self.layout, LAYOUTS), ("overlong", self.overlong, OVERLONG)):
-            if value not in known:
-                raise ValueError(f"data.{key}={value}: expected one of {', '.join(known)}")
+        check_layout(self.layout, self.overlong)
+        check_choice("on_error", self.on_error, ON_ERROR)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit={self.limit} counts rows: expected at least 1, or null for all")
+        if self.val_examples < 0:
+            raise ValueError(f"data.val_examples={self.val_examples} counts examples: expected at least 0")
+        if self.val_examples and self.val_path:
+            raise ValueError("data.val_examples and data.val_path both say what to validate on: set one of them")
 
-    def examples(self, tokenizer: Any, max_length: int) -> tuple["Examples", "Examples | None"]:
-        """Return the training and the validation examples, none of more than `max_length` tokens."""
+    @property
+    def formats(self) -> Mapping[str, Format]:
+        """The formats by the source's name; here the one, without a name."""
+        return {"": self.format}
+
+    def examples(self, tokenizer: Any, max_length: int) -> Splits:
+        """Return the training and the validation examples, none of more than `max_length` tokens.
+
+        The tokenizer is given the chat template and the end-of-turn token of a format that needs them.
+        """
+        prepare(tokenizer, [self.format])
+        train, val = self.load(tokenizer)
+        return train.cut(max_length, self.overlong), val.cut(max_length, self.overlong) if val is not None else None
+
+    def load(self, tokenizer: Any) -> tuple[Examples, Examples | None]:
+        """Return all training and validation examples, of whatever length."""
         path = locate(self.path)
-        source = open_source(path, self.split, self.format.rows)
-        train = Examples.of(store(source, self.format, tokenizer, self.limit, self.num_workers))
-        val = None
-        val_path = locate(self.val_path) if self.val_path else path
-        if self.val_path or (self.val_split and not is_local(path)):
-            val_source = open_source(val_path, self.val_split or self.split, self.format.rows)
-            val = Examples.of(store(val_source, self.format, tokenizer, None, self.num_workers))
-        elif self.val_examples:
-            train, val = train.hold_out(self.val_examples)
-        if val is not None:
-            val = val.cut(max_length, self.overlong)
-        return train.cut(max_length, self.overlong), val
+        train = self._read(path, self.split, "data.path", tokenizer, self.limit)
+        if self.val_path:
+            return train, self._read(locate(self.val_path), self.val_split or self.split, "data.val_path", tokenizer)
+        if self.val_examples:
+            return train.hold_out(self.val_examples)
+        if self.val_split and not is_local(path):
+            return train, self._read(path, self.val_split, "data.path", tokenizer)
+        return train, None
+
+    def _read(self, path: str, split: str | None, key: str, tokenizer: Any, limit: int | None = None) -> Examples:
+        source = open_source(path, split, self.format.rows, key, self.subset, self.revision)
+        return Examples.of(store(source, self.format, tokenizer, limit, self.num_workers, self.on_error))
 
 
-def is_local(path: str) -> bool:
-    """Return whether a data path is a file or folder here."""
-    from pathlib import Path
+def check_layout(layout: str, overlong: str) -> None:
+    """Raise ValueError for a layout or a treatment of overlong examples that there is not."""
+    check_choice("layout", layout, LAYOUTS)
+    check_choice("overlong", overlong, OVERLONG)
 
-    return Path(path).expanduser().exists()
 
-
-@dataclass(frozen=True)
-class Examples(Sequence[Example]):
-    """Some examples of a store, in its order, none longer than `max_length`.
-
-    `kept` are indices into the store; `num_dropped` and `num_truncated` say what became of those over `max_length`.
-    """
-
-    store: Store
-    kept: NDArray[np.int64]
-    max_length: int | None = None
-    num_dropped: int = 0
-    num_truncated: int = 0
-
-    @classmethod
-    def of(cls, store: Store) -> "Examples":
-        """Return all examples of a store."""
-        return cls(store, np.arange(len(store)))
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __getitem__(self, index: Any) -> Any:
-        example: Example = self.store[int(self.kept[index])]
-        if self.max_length is not None and len(example) > self.max_length:
-            return replace(
-                example, tokens=example.tokens[: self.max_length], supervised=example.supervised[: self.max_length]
-            )
-        return example
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of every token and target in these examples, and of their order."""
-        return fingerprint(self.store.fingerprint, zlib.crc32(self.kept.tobytes()), len(self), self.max_length)
-
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """Group keys, (n,)."""
-        return self.store.groups[self.kept]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Lengths in tokens, (n,)."""
-        lengths = self.store.lengths[self.kept]
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
-
-    def hold_out(self, num: int) -> tuple["Examples", "Examples"]:
-        """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.
-
-        Raises: ValueError if nothing would be left to train on.
-        """
-        from sftlab.data.plan import shuffled
-
-        groups, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
-        order = shuffled(len(groups), 0, 0)
-        taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), num)) + 1]
-        held = np.isin(inverse, taken)
-        if held.all():
-            raise ValueError(
-                f"data.val_examples={num} leaves no training example of {len(self)}, whole groups held out"
-            )
-        return replace(self, kept=self.kept[~held]), replace(self, kept=self.kept[held])
-
-    def cut(self, max_length: int, overlong: str) -> "Examples":
-        """Return the examples with those over `max_length` tokens refused, dropped or truncated.
-
-        A truncated example that keeps no target is dropped. Raises: ValueError for overlong=error, naming the longest.
-        """
-        over = np.flatnonzero(self.lengths > max_length)
-        if len(over) == 0:
-            return self
-        if overlong == "error":
-            worst = self[int(over[np.argmax(self.lengths[over])])]
-            raise ValueError(
-                f"{len(over)} of {len(self)} examples are longer than data.max_length={max_length} tokens; "
-                f"the longest, {worst.id}, has {len(worst)}. Raise data.max_length, or set data.overlong=drop, truncate"
-            )
-        cut = replace(self, max_length=max_length)
-        drop = over if overlong == "drop" else np.array([i for i in over if not cut[int(i)].supervised.any()], int)
-        return replace(cut, kept=np.delete(self.kept, drop), num_dropped=len(drop), num_truncated=len(over) - len(drop))
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that is none of those known."""
+    if value not in known:
+        raise ValueError(f"data.{key}={value}: expected one of {', '.join(known)}")

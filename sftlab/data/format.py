@@ -1,12 +1,13 @@
 """Formats: what a row of a source means. From a row to text with the part to be learned marked, no tokens yet.
 
-A format is one file in `formats/` and one YAML, or anyone's own class by `_target_`.
+A format is one file in `formats/` and one YAML, or anyone's own class by `_target_`. It returns a `Text`, whose wording
+is its own, or a `Conversation`, which the chat template words.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Fields = Mapping[str, Any]
 
@@ -25,13 +26,33 @@ class Text:
     references: tuple[str, ...] = ()
 
 
-class Format(ABC):
-    """Read rows of one kind. Subclasses are frozen dataclasses: their repr and `version` key the cache of tokens."""
+@dataclass(frozen=True)
+class Conversation:
+    """Messages as chat templates take them (`role`, `content`, perhaps `tool_calls`), the first no assistant's.
 
-    version = 1
+    `supervised` are the indices of the assistant messages that are learned, in order. The other fields are `Text`'s.
+    """
+
+    messages: tuple[Fields, ...]
+    supervised: tuple[int, ...]
+    tools: tuple[Fields, ...] | None = None
+    id: str | None = None
+    group: str | None = None
+    references: tuple[str, ...] = ()
+
+
+class Format(ABC):
+    """Read rows of one kind. Subclasses are frozen dataclasses: their repr and `version` key the cache of tokens.
+
+    One that returns conversations says so (`converses`), and may name a file with the chat template to use.
+    """
+
+    version: ClassVar[int] = 1
+    converses: ClassVar[bool] = False
+    template_path: str | None = None
 
     @abstractmethod
-    def text(self, fields: Fields) -> Text:
+    def text(self, fields: Fields) -> Text | Conversation:
         """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
 
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
@@ -58,3 +79,17 @@ def text_field(fields: Fields, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"field {name!r} holds {type(value).__name__}, expected text")
     return value
+
+
+def learned_field(fields: Fields, name: str) -> str:
+    """Return a field of text that is to be learned. Raises: ValueError also where it is blank."""
+    value = text_field(fields, name)
+    if not value.strip():
+        raise ValueError(f"field {name!r} is empty: there is nothing to learn")
+    return value
+
+
+def id_field(fields: Fields) -> str | None:
+    """Return the row's own id, None where it has none."""
+    value = fields.get("id")
+    return None if value is None else str(value)

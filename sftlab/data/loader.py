@@ -36,6 +36,7 @@ class Step:
     num_effective_tokens: int
     num_predictions: int
     num_nodes: int
+    num_rows: int
     pairs: int
     indices: IntArray
 
@@ -84,6 +85,7 @@ class Arranger:
             num_effective_tokens=sum(len(e) for e in examples),
             num_predictions=sum(len(r.at) for r in rows),
             num_nodes=sum(map(len, rows)),
+            num_rows=len(rows),
             pairs=sum(int(r.position.sum(dtype="int64")) + len(r) for r in rows),
             indices=indices,
         )

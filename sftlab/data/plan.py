@@ -5,7 +5,7 @@ accumulation, packing or hardware. So a run resumed on other hardware goes on wi
 replayed to find the place: step k is computed, not iterated to. What the examples look like in rows is the forest's.
 """
 
-from collections import deque
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,36 +74,56 @@ class Plan:
 
     def _order(self, epoch: int) -> IntArray:
         num = len(self.groups)
+        order = shuffled(num, self.seed, epoch) if self.shuffle else np.arange(num)
         if not self.group_by_prefix:
-            return shuffled(num, self.seed, epoch) if self.shuffle else np.arange(num)
-        _, first, inverse, sizes = np.unique(self.groups, return_index=True, return_inverse=True, return_counts=True)
-        by_first = np.argsort(first, kind="stable")  # groups in the order they first appear in the source
+            return order
+        groups = self.groups[order]
+        by_group = np.argsort(groups, kind="stable")  # members of a group side by side, in this epoch's order
+        begins = np.flatnonzero(np.diff(groups[by_group], prepend=groups[by_group[0]] - 1))
+        # A group larger than half a step (all rows of one system prompt) is dealt out in pieces, or steps would be of
+        # one kind only.
+        piece = max(1, self.batch_size // 2)
+        sizes = np.diff(begins, append=num)
+        pieces = -(-sizes // piece)
+        within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        starts = np.repeat(begins, pieces) + within * piece
+        lengths = np.diff(starts, append=num)
+        # In the order in which their first member comes; drawn anew if shuffled, or large groups would come first.
+        dealt = np.argsort(by_group[starts], kind="stable")
         if self.shuffle:
-            by_first = by_first[shuffled(len(by_first), self.seed, epoch)]
-        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
-        return pack_groups([members[g] for g in by_first], self.batch_size)
+            dealt = dealt[shuffled(len(dealt), self.seed, epoch)]
+        starts, lengths = starts[dealt], lengths[dealt]
+        begin, length = pack_groups(starts, lengths, self.batch_size)
+        places = np.repeat(begin - np.cumsum(length) + length, length) + np.arange(num)
+        return order[by_group[places]]
 
 
-def pack_groups(groups: list[IntArray], batch_size: int, look_ahead: int = 64) -> IntArray:
-    """Concatenate groups so that few are cut by a boundary at a multiple of `batch_size`.
+def pack_groups(
+    starts: IntArray, lengths: IntArray, batch_size: int, look_ahead: int = 64
+) -> tuple[IntArray, IntArray]:
+    """Return (starts, lengths) of the same groups in an order in which few are cut at a multiple of `batch_size`.
 
     A step is filled with the next group; then, among the next `look_ahead` groups, with the first that fits. When none
     fits, the next group is cut, its rest opening the following step. On SQuAD (18,891 groups, steps of 64) 6 % of
     the groups are cut, against 23 % by plain concatenation.
     """
-    waiting: deque[IntArray] = deque(groups)
-    out: list[IntArray] = []
+    waiting: list[tuple[int, int]] = []
+    out_starts, out_lengths = array("q"), array("q")
+    coming = 0  # the first group that is not waiting yet
     room = batch_size
-    while waiting:
-        for i in range(min(look_ahead, len(waiting))):
-            if len(waiting[i]) <= room:
-                group = waiting[i]
-                del waiting[i]
-                break
+    while waiting or coming < len(starts):
+        more = look_ahead - len(waiting)
+        if more > 0 and coming < len(starts):
+            window = slice(coming, coming + more)
+            waiting += zip(starts[window].tolist(), lengths[window].tolist(), strict=True)
+            coming += more
+        fits = next((i for i, (_, length) in enumerate(waiting) if length <= room), None)
+        if fits is not None:
+            start, length = waiting.pop(fits)
         else:
-            group = waiting.popleft()
-            waiting.appendleft(group[room:])
-            group = group[:room]
-        out.append(group)
-        room = (room - len(group)) or batch_size
-    return np.concatenate(out)
+            start, length = waiting[0][0], room
+            waiting[0] = (start + room, waiting[0][1] - room)
+        out_starts.append(start)
+        out_lengths.append(length)
+        room = (room - length) or batch_size
+    return np.frombuffer(out_starts, np.int64), np.frombuffer(out_lengths, np.int64)

@@ -1,22 +1,36 @@
-"""Rendering: from text to tokens with the targets marked.
+"""Rendering: from what a row says to tokens with the targets marked. One mechanism for text and conversations.
 
-The prompt and the completion are tokenised together, as inference will see them joined, and the boundary is found on
-the tokens of the joint text: a token that holds any character of the completion is supervised, so a merge across the
-boundary masks nothing of the answer. One BOS where the tokenizer adds one; the end-of-text token is always supervised.
+Everything becomes one text and the spans of characters in it that are learned. The text is tokenised whole, as
+inference will see it joined, and the spans are found on its tokens: a token that holds any character of a span is
+supervised, so a merge across a boundary masks nothing of the answer. One BOS; the end of the text is supervised.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from sftlab.data.example import Example
-from sftlab.data.format import Text
+from sftlab.data.format import Conversation, Text
+from sftlab.data.template import ChatTemplate, Span, leading_special
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text and its learned spans, whether the tokenizer's BOS goes before it and its end-of-text token after it."""
+
+    source: Text | Conversation
+    text: str
+    spans: Sequence[Span]
+    begin: bool
+    end: bool
 
 
 class Renderer:
-    """Turn texts into examples with one tokenizer. Raises: ValueError if it has no end-of-text token or is not fast."""
+    """Turn rows into examples with one tokenizer. Raises: ValueError if it has no end-of-text token or is not fast."""
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
@@ -26,39 +40,67 @@ class Renderer:
             )
         if not tokenizer.is_fast:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json)")
+        self.tokenizer = tokenizer
         self.eos = int(tokenizer.eos_token_id)
-        self.backend = tokenizer.backend_tokenizer
+        self.begin = leading_special(tokenizer)
+        # Without the post-processor: it adds special tokens, which we do ourselves, and for byte-level tokenizers
+        # leaves the space out of a word's offsets, which are then not where the token begins.
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.post_processor = None
         self.backend.no_padding()
         self.backend.no_truncation()
+        self._template: ChatTemplate | None = None
 
-    def examples(self, texts: Sequence[Text], wheres: Sequence[str]) -> list[Example]:
+    def render(self, source: Text | Conversation) -> Rendered:
+        """Return the text of one row. Raises: ValueError if a template fails on it."""
+        if isinstance(source, Text):
+            text = source.prompt + source.completion
+            return Rendered(source, text, [(len(source.prompt), len(text))], begin=True, end=True)
+        self._template = self._template or ChatTemplate(self.tokenizer)
+        text, spans, end = self._template.render(source)
+        return Rendered(source, text, spans, begin=False, end=end)  # the template has the BOS (template.prepare)
+
+    def examples(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[Example]:
         """Return the examples of these texts; `wheres` name the rows that have no id of their own."""
-        joint = self.backend.encode_batch([t.prompt + t.completion for t in texts])
-        return [self._example(t, e, w) for t, e, w in zip(texts, joint, wheres, strict=True)]
+        encodings = self.backend.encode_batch([r.text for r in rendered], add_special_tokens=False)
+        return [self._example(r, e, w) for r, e, w in zip(rendered, encodings, wheres, strict=True)]
 
-    def _example(self, text: Text, encoding: Any, where: str) -> Example:
+    def _example(self, rendered: Rendered, encoding: Any, where: str) -> Example:
+        begin = self.begin if rendered.begin else []
         ids = encoding.ids
-        if ids and ids[-1] == self.eos and encoding.special_tokens_mask[-1]:
-            ids = ids[:-1]  # the tokenizer adds one itself
-        num_prompt = first_token(encoding, len(text.prompt), len(text.prompt) + len(text.completion), len(ids))
-        tokens = np.array([*ids, self.eos], np.int32)
+        tokens = np.array([*begin, *ids, *([self.eos] if rendered.end else [])], np.int32)
         supervised = np.zeros(len(tokens), bool)
-        # Nothing predicts the first token, so it is never a target: an example without prompt or BOS begins unscored.
-        supervised[max(1, num_prompt) :] = True
+        first = len(ids)
+        for start, stop in rendered.spans:
+            first, last = tokens_of(encoding, start, stop, len(rendered.text), len(ids))
+            supervised[len(begin) + first : len(begin) + last] = True
+        if rendered.end and rendered.spans:
+            supervised[-1] = True
+        supervised[:1] = False  # nothing predicts the first token
+        source = rendered.source
         return Example(
             tokens=tokens,
             supervised=supervised,
-            id=str(text.id) if text.id is not None else where,
-            group=text_hash(text.group if text.group is not None else where),
-            num_prompt=num_prompt,
-            references=text.references,
+            id=str(source.id) if source.id is not None else where,
+            group=text_hash(source.group if source.group is not None else where),
+            num_prompt=len(begin) + first,
+            references=source.references,
         )
+
+
+def tokens_of(encoding: Any, start: int, stop: int, num_chars: int, num_tokens: int) -> tuple[int, int]:
+    """Return (first, last + 1) of the tokens that hold a character of text[start:stop], merges across it included."""
+    first = first_token(encoding, start, stop, num_tokens)
+    last = first_token(encoding, stop, num_chars, num_tokens)
+    if last < num_tokens and encoding.token_to_chars(last)[0] < stop:
+        last += 1
+    return (min(first, last), last) if first == num_tokens else (first, max(first, last))
 
 
 def first_token(encoding: Any, start: int, stop: int, num_tokens: int) -> int:
     """Return the first token that holds a character of text[start:stop]; `num_tokens` if none does.
 
-    Characters without a token are stepped over: byte-level tokenizers leave the space out of a word's offsets.
+    Characters without a token are stepped over: a normaliser may have dropped them.
     """
     for character in range(start, stop):
         token = encoding.char_to_token(character)
@@ -69,4 +111,9 @@ def first_token(encoding: Any, start: int, stop: int, num_tokens: int) -> int:
 
 def text_hash(text: str) -> int:
     """Return a 63-bit hash of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    return bytes_hash(text.encode(errors="surrogatepass"))
+
+
+def bytes_hash(content: bytes) -> int:
+    """Return a 63-bit hash of bytes, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1

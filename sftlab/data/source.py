@@ -4,11 +4,14 @@ A source knows how many rows it has, what they hash to and how to read any range
 reading. What a row means is the format's.
 """
 
+import glob
 import gzip
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,16 @@ from sftlab.data.format import Fields
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+KINDS = (*LINES, ".json", *TABLES)
+TABLE_ROWS = 1000  # rows of a table turned into Python objects at a time
+
+RowsOf = Callable[[Any], list[Fields]]
 
 
 class Source(ABC):
-    """Rows that can be read by range. `fingerprint` is a hash of their content."""
+    """Rows that can be read by range. `name` is for messages, `fingerprint` a hash of the content."""
 
+    name: str
     fingerprint: str
 
     @abstractmethod
@@ -32,48 +40,53 @@ class Source(ABC):
         """Return the number of rows."""
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Iterator[tuple[str, Fields]]:
-        """Yield (where, row) of rows start to stop; `where` names file and line for messages."""
+    def where(self, row: int) -> str:
+        """Return the name of a row, the first being 0, for messages: file and line, or file and number."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows start to stop; for one that cannot be read, the error that says why."""
 
 
 @dataclass(frozen=True)
 class Lines(Source):
-    """JSON objects, one a line. `offsets` are the bytes at which the lines begin that hold more than white space."""
+    """JSON objects, one a line. `offsets` are the lines that hold more than white space: (n, 2), number and byte."""
 
-    path: Path
+    name: str
     fingerprint: str
-    offsets: NDArray[np.int64]  # (n, 2): line number, byte offset
+    offsets: NDArray[np.int64]
 
     @classmethod
     def open(cls, path: Path) -> "Lines":
         """Index the lines of a file, in one pass that also hashes it."""
-        digest, offsets, offset = hashlib.blake2b(digest_size=16), [], 0
+        digest, offsets, offset = hashlib.blake2b(digest_size=16), array("q"), 0
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 digest.update(line)
                 if line.strip():
-                    offsets.append((number, offset))
+                    offsets.extend((number, offset))
                 offset += len(line)
-        return cls(path, digest.hexdigest(), np.array(offsets, np.int64).reshape(-1, 2))
+        return cls(str(path), digest.hexdigest(), np.frombuffer(offsets, np.int64).reshape(-1, 2))
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[str, Fields]]:
-        """Yield rows; the error for a malformed one names its file and line."""
-        with _open(self.path) as file:
-            for number, offset in self.offsets[start:stop]:
-                where = f"{self.path}:{number}"
-                file.seek(offset)
-                try:
-                    row = json.loads(file.readline().decode())
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{where}: this line is not UTF-8 ({error})") from None
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: this line is not JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-                yield where, row
+    def where(self, row: int) -> str:
+        """File and line."""
+        return f"{self.name}:{self.offsets[row, 0]}"
+
+    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows, found by their bytes."""
+        stop = min(stop, len(self))
+        if start >= stop:
+            return
+        with _open(Path(self.name)) as file:
+            file.seek(int(self.offsets[start, 1]))
+            for _ in range(start, stop):
+                line = file.readline()
+                while line and not line.strip():
+                    line = file.readline()
+                yield _parse_line(line)
 
 
 @dataclass(frozen=True)
@@ -91,81 +104,171 @@ class Table(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[str, Fields]]:
-        """Yield rows by number, the first being 1."""
-        for i in range(start, stop):
-            yield f"{self.name} row {i + 1}", self.dataset[i]
+    def where(self, row: int) -> str:
+        """Name and number, the first being 1."""
+        return f"{self.name} row {row + 1}"
+
+    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows."""
+        for first in range(start, min(stop, len(self)), TABLE_ROWS):
+            columns = self.dataset[first : min(first + TABLE_ROWS, stop)]
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 @dataclass(frozen=True)
 class Document(Source):
     """The rows of one JSON document, which is read whole."""
 
-    path: Path
+    name: str
     fingerprint: str
     rows: list[Fields]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[str, Fields]]:
-        """Yield rows by number, the first being 1."""
-        for i in range(start, min(stop, len(self.rows))):
-            yield f"{self.path} row {i + 1}", self.rows[i]
+    def where(self, row: int) -> str:
+        """Name and number, the first being 1."""
+        return f"{self.name} row {row + 1}"
+
+    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows."""
+        for row in self.rows[start:stop]:
+            yield row if isinstance(row, dict) else ValueError(_not_an_object(row))
 
 
-def open_source(path: str, split: str | None, rows_of: Callable[[Any], list[Fields]]) -> Source:
+@dataclass(frozen=True)
+class Several(Source):
+    """Sources one after the other: the files of a folder or glob."""
+
+    name: str
+    parts: Sequence[Source]
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """A hash of the parts' own."""
+        return hashlib.blake2b(" ".join(p.fingerprint for p in self.parts).encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def where(self, row: int) -> str:
+        """As the part says."""
+        for part in self.parts:
+            if row < len(part):
+                return part.where(row)
+            row -= len(part)
+        raise IndexError(row)
+
+    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows."""
+        for part in self.parts:
+            if start < len(part) and stop > 0:
+                yield from part.read(max(0, start), min(stop, len(part)))
+            start, stop = start - len(part), stop - len(part)
+
+
+def open_source(
+    path: str,
+    split: str | None,
+    rows_of: RowsOf,
+    key: str = "data.path",
+    subset: str | None = None,
+    revision: str | None = None,
+) -> Source:
     """Return the source at a local path, else that of the hub id; `rows_of` finds the rows in a JSON document.
 
-    Raises: FileNotFoundError, ValueError or ConnectionError, with what to type instead.
+    `key` is what named `path`, for messages. Raises: FileNotFoundError, ValueError or ConnectionError, with what to
+    type instead.
     """
     local = Path(path).expanduser()
-    kind = (local.with_suffix("") if local.suffix == ".gz" else local).suffix
     if local.is_file():
-        if kind in LINES:
-            return Lines.open(local)
-        if kind == ".json":
-            return _open_json(local, rows_of)
-        if kind in TABLES:
-            return Table(str(local), _load(TABLES[kind], data_files=str(local), split="train"))
-        known = ", ".join([*LINES, ".json", *TABLES])
-        raise ValueError(f"data.path={path}: cannot read a {kind or 'file without suffix'}; expected one of {known}")
-    if local.is_dir():
-        files = sorted(str(f) for f in local.rglob("*.parquet"))
+        return _open_file(local, rows_of, key)
+    is_glob = re.search(r"[*?\[]", path) is not None
+    if local.is_dir() or is_glob:
+        found = map(Path, glob.glob(str(local), recursive=True)) if is_glob else local.rglob("*")
+        files = sorted(f for f in found if f.is_file() and kind_of(f) in KINDS)
         if not files:
-            raise ValueError(f"data.path={path}: the folder holds no .parquet file; name a file")
-        return Table(str(local), _load("parquet", data_files=files, split="train"))
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or kind in (*LINES, ".json", *TABLES):
-        raise FileNotFoundError(f"data.path={path}: no such file or folder")
-    return Table(path, _load(path, split=split))
+            what = "no file matches" if is_glob else "the folder holds no file that can be read"
+            raise FileNotFoundError(f"{key}={path}: {what}; expected {', '.join(KINDS)}, each perhaps with .gz")
+        parts = [_open_file(file, rows_of, key) for file in files]
+        return parts[0] if len(parts) == 1 else Several(path, parts)
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or kind_of(local) in KINDS:
+        raise FileNotFoundError(f"{key}={path}: no such file or folder")
+    return Table(path, _load(path, key, subset=subset, split=split, revision=revision))
+
+
+def is_local(path: str) -> bool:
+    """Return whether a data path is a file, folder or glob here."""
+    return Path(path).expanduser().exists() or re.search(r"[*?\[]", path) is not None
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix that says what a file holds, .gz left out."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def _open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
+    kind = kind_of(path)
+    if kind not in KINDS:
+        raise ValueError(f"{key}={path}: cannot read a {kind or 'file without suffix'}; expected {', '.join(KINDS)}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{key}={path}: the file is empty")
+    if kind in LINES:
+        return Lines.open(path)
+    if kind == ".json":
+        return _open_json(path, rows_of)
+    options: dict[str, Any] = {"data_files": str(path), "split": "train"}
+    if TABLES[kind] == "csv":
+        # Text stays text: pandas would make numbers of a column of digits, and nothing of "NA" and empty cells.
+        options |= {"dtype": str, "keep_default_na": False, "sep": "\t" if kind == ".tsv" else ","}
+    return Table(str(path), _load(TABLES[kind], key, shown=str(path), **options))
 
 
 def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _open_json(path: Path, rows_of: Callable[[Any], list[Fields]]) -> Source:
+def _open_json(path: Path, rows_of: RowsOf) -> Source:
     with _open(path) as file:
         content = file.read()
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: this is not UTF-8 ({error})") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one object a line in spite of the name
             return Lines.open(path)
         raise ValueError(f"{path}: this is not JSON ({error})") from None
     try:
-        return Document(path, hashlib.blake2b(content, digest_size=16).hexdigest(), rows_of(document))
-    except (ValueError, TypeError, KeyError) as error:
+        return Document(str(path), hashlib.blake2b(content, digest_size=16).hexdigest(), rows_of(document))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _load(name: str, **kwargs: Any) -> Any:
+def _parse_line(line: bytes) -> Fields | ValueError:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return ValueError(f"this line is not UTF-8 ({error})")
+    except json.JSONDecodeError as error:
+        return ValueError(f"this line is not JSON ({error})")
+    return row if isinstance(row, dict) else ValueError(_not_an_object(row))
+
+
+def _not_an_object(row: Any) -> str:
+    return f"expected a JSON object, found {type(row).__name__}"
+
+
+def _load(name: str, key: str, subset: str | None = None, shown: str | None = None, **options: Any) -> Any:
     """`datasets.load_dataset`, with errors that say what can be done."""
     import datasets
 
     from sftlab.hub import explain
 
     try:
-        return datasets.load_dataset(name, **kwargs)
+        return datasets.load_dataset(name, subset, **options)
     except Exception as error:
-        raise explain(error, name, "dataset", "data.path") from error
+        if shown is None:
+            raise explain(error, name, "dataset", key) from error
+        cause = error.__cause__ or error
+        raise ValueError(f"{shown}: cannot read this file: {type(cause).__name__}: {cause}") from error

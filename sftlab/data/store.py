@@ -7,6 +7,8 @@ change of any of them is never overlooked. Host memory is the page cache's: a fu
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,44 @@ from numpy.typing import NDArray
 
 from sftlab.data.example import Example
 from sftlab.data.format import Format
-from sftlab.data.render import Renderer
+from sftlab.data.render import Rendered, Renderer, bytes_hash
 from sftlab.data.source import Source
 
-VERSION = 1  # of the columns below and of the renderer: raise it when either changes what is stored
+VERSION = 2  # of the columns below and of the renderer: raise it when either changes what is stored
 BLOCK = 1000  # rows tokenised at a time, and the least worth a worker of its own
+ON_ERROR = ("raise", "skip")
 
 
-def store(source: Source, format: Format, tokenizer: Any, limit: int | None, num_workers: int | None) -> "Store":
+@dataclass(frozen=True)
+class Skipped:
+    """A row that gave no example: where it stands, and why."""
+
+    where: str
+    reason: str
+
+
+def store(
+    source: Source,
+    format: Format,
+    tokenizer: Any,
+    limit: int | None = None,
+    num_workers: int | None = None,
+    on_error: str = "raise",
+) -> "Store":
     """Return the examples of the first `limit` rows of `source`, from the cache where they are there.
 
-    Raises: ValueError that names file and row for a row that the format refuses.
+    Raises: ValueError that names file and row for a row that cannot be used, unless they are to be skipped.
     """
     import datasets
     from filelock import FileLock
 
     num_rows = len(source) if limit is None else min(limit, len(source))
     if num_rows == 0:
-        raise ValueError(f"{getattr(source, 'path', getattr(source, 'name', 'the source'))}: it holds no row")
-    key = fingerprint(source.fingerprint, format, format.version, tokenizer_hash(tokenizer), num_rows, VERSION)
+        raise ValueError(f"{source.name}: it holds no row")
+    key = fingerprint(
+        source.fingerprint, format, format.version, tokenizer_hash(tokenizer), num_rows, on_error, VERSION
+    )
     workers = max(1, min(num_workers or len(os.sched_getaffinity(0)), num_rows // BLOCK))
-    blocks = [(start, min(start + BLOCK, num_rows)) for start in range(0, num_rows, BLOCK)]
     features = datasets.Features(
         tokens=datasets.List(datasets.Value("int32")),
         supervised=datasets.List(datasets.Value("bool")),
@@ -43,39 +62,76 @@ def store(source: Source, format: Format, tokenizer: Any, limit: int | None, num
         group=datasets.Value("int64"),
         num_prompt=datasets.Value("int32"),
         references=datasets.List(datasets.Value("string")),
+        row=datasets.Value("int64"),
+        digest=datasets.Value("int64"),
+        num_supervised=datasets.Value("int64"),
+        ends=datasets.Value("int64"),
+        error=datasets.Value("string"),
     )
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "sftlab"
     cache.mkdir(parents=True, exist_ok=True)
+    arguments = {"source": source, "format": format, "tokenizer": tokenizer, "on_error": on_error}
     try:
         with FileLock(cache / f"{key}.lock"):  # the first rank on a machine builds, the others find it built
             dataset = datasets.Dataset.from_generator(
                 _tokenised,
                 features=features,
                 cache_dir=str(cache),
-                gen_kwargs={"blocks": blocks, "source": source, "format": format, "tokenizer": tokenizer},
+                gen_kwargs={"ranges": split(num_rows, workers), **arguments},
                 num_proc=workers if workers > 1 else None,
                 fingerprint=key,
             )
     except datasets.exceptions.DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
-    return Store(dataset, key)
+    return Store(dataset, key, source)
+
+
+def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
+    """Return `parts` ranges of nearly equal length: one worker reads one, from its beginning to its end."""
+    ends = [num_rows * i // parts for i in range(parts + 1)]
+    return list(pairwise(ends))
 
 
 def _tokenised(
-    blocks: list[tuple[int, int]], source: Source, format: Format, tokenizer: Any
+    ranges: list[tuple[int, int]], source: Source, format: Format, tokenizer: Any, on_error: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each example. The list `blocks` is what datasets splits over workers."""
+    """Yield the columns of each row. The list `ranges` is what datasets splits over workers."""
     renderer = Renderer(tokenizer)
-    for start, stop in blocks:
-        texts, wheres = [], []
-        for where, fields in source.read(start, stop):
-            try:
-                texts.append(format.text(fields))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            wheres.append(where)
-        for e in renderer.examples(texts, wheres):
-            yield {**vars(e), "references": list(e.references)}
+    for start, stop in ranges:
+        rows = source.read(start, stop)
+        for first in range(start, stop, BLOCK):
+            good: list[tuple[int, Rendered]] = []
+            bad: list[tuple[int, str]] = []
+            for number, fields in zip(range(first, min(first + BLOCK, stop)), rows, strict=False):
+                try:
+                    if isinstance(fields, ValueError):
+                        raise fields
+                    good.append((number, renderer.render(format.text(fields))))
+                except ValueError as error:
+                    if on_error == "raise":
+                        raise ValueError(f"{source.where(number)}: {error}") from None
+                    bad.append((number, str(error)))
+            wheres = [source.where(n) for n, _ in good]
+            for (number, _), e in zip(good, renderer.examples([r for _, r in good], wheres), strict=True):
+                yield columns(e, number)
+            for number, reason in bad:
+                yield {**columns(NOTHING, number), "error": reason}
+
+
+NOTHING = Example(np.empty(0, np.int32), np.empty(0, bool), "")
+
+
+def columns(e: Example, row: int) -> dict[str, Any]:
+    """Return what is stored of an example of the source's row `row`."""
+    return {
+        **vars(e),
+        "references": list(e.references),
+        "row": row,
+        "digest": bytes_hash(e.tokens.tobytes() + e.supervised.tobytes()),
+        "num_supervised": int(e.supervised.sum()),
+        "ends": int(len(e) > 0 and e.supervised[-1]),
+        "error": None,
+    }
 
 
 def fingerprint(*parts: Any) -> str:
@@ -89,30 +145,71 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 class Store(Sequence[Example]):
-    """Examples read straight from Arrow buffers, without copies of the token columns."""
+    """Examples read straight from Arrow buffers, without copies of the token columns.
 
-    def __init__(self, dataset: Any, fingerprint: str) -> None:
+    `groups`, `lengths`, `num_supervised`, `ends`, `rows` and `digests` are a number an example, (n,). Rows that were
+    skipped are in `skipped`, and no examples.
+    """
+
+    def __init__(self, dataset: Any, fingerprint: str, source: Source) -> None:
         self.fingerprint = fingerprint
+        self.source = source
         table = dataset.data
         self._chunks = table.table.to_batches() if hasattr(table, "table") else table.to_batches()
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
-        self.groups: NDArray[np.int64] = np.concatenate([c.column("group").to_numpy() for c in self._chunks])
-        self.lengths: NDArray[np.int64] = np.concatenate(
-            [np.diff(c.column("tokens").offsets.to_numpy()) for c in self._chunks]
-        ).astype(np.int64)
+        self._at: NDArray[np.int64] = np.arange(int(self._starts[-1]))
+        rows = self._column("row")
+        bad = [int(self._starts[k]) + i for k, c in enumerate(self._chunks) for i in valid(c.column("error"))]
+        found = [(at, *self._chunk(at)) for at in bad]
+        self.skipped = [Skipped(source.where(int(rows[at])), c.column("error")[i].as_py()) for at, c, i in found]
+        self._at = np.delete(self._at, bad)
+        self.rows = rows[self._at]
+        self.groups = self._column("group")[self._at]
+        self.digests = self._column("digest")[self._at]
+        self.lengths = self._lengths()[self._at]
+        self.num_supervised = self._column("num_supervised")[self._at]
+        self.ends = self._column("ends")[self._at].astype(bool)  # whether the last token is supervised
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._at)
 
     def __getitem__(self, index: Any) -> Any:
-        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
-        columns, i = self._chunks[chunk], int(index - self._starts[chunk])
-        tokens, supervised = columns.column("tokens")[i].values, columns.column("supervised")[i].values
+        at = int(self._at[index])
+        chunk, i = self._chunk(at)
         return Example(
-            tokens=tokens.to_numpy(),
-            supervised=supervised.to_numpy(zero_copy_only=False),
-            id=columns.column("id")[i].as_py(),
+            tokens=chunk.column("tokens")[i].values.to_numpy(),
+            supervised=chunk.column("supervised")[i].values.to_numpy(zero_copy_only=False),
+            id=chunk.column("id")[i].as_py(),
             group=int(self.groups[index]),
-            num_prompt=columns.column("num_prompt")[i].as_py(),
-            references=tuple(columns.column("references")[i].as_py()),
+            num_prompt=chunk.column("num_prompt")[i].as_py(),
+            references=tuple(chunk.column("references")[i].as_py()),
         )
+
+    def where(self, index: int) -> str:
+        """Return where in the source an example comes from."""
+        return self.source.where(int(self.rows[index]))
+
+    def named(self, index: int) -> str:
+        """Return where in the source an example comes from, and its id where it has one of its own."""
+        where, own = self.where(index), self[index].id
+        return where if own == where else f"{where} (id {own})"
+
+    def _chunk(self, at: int) -> tuple[Any, int]:
+        """Return the record batch that holds stored row `at`, and where in it."""
+        k = int(np.searchsorted(self._starts, at, side="right")) - 1
+        return self._chunks[k], at - int(self._starts[k])
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        columns = [c.column(name).to_numpy() for c in self._chunks]
+        return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+    def _lengths(self) -> NDArray[np.int64]:
+        parts = [np.diff(c.column("tokens").offsets.to_numpy()) for c in self._chunks]
+        return np.concatenate(parts).astype(np.int64)
+
+
+def valid(column: Any) -> list[int]:
+    """Return where an Arrow column is not null."""
+    if column.null_count == len(column):
+        return []
+    return [int(i) for i in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))]

@@ -1,7 +1,8 @@
 """SQuAD: a passage, a question on it, an answer to be read off the passage.
 
-The hub's schema (`answers.text` a list) and SQuAD's own nested JSON. The text is that of NeMo AutoModel's guide without
-its trailing space, which would merge into the answer's first word and mask it on tokenizers without a BOS.
+The hub's schema (`answers.text` a list) and SQuAD's own nested JSON, of v1.1 and v2. The text is that of NeMo
+AutoModel's guide without its trailing space, which would merge into the answer's first word and mask it on tokenizers
+without a BOS.
 """
 
 import re
@@ -11,12 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftlab.data.format import Fields, Format, Text, field, text_field
+from sftlab.data.format import Fields, Format, Text, field, id_field, text_field
 
 
 @dataclass(frozen=True)
 class Squad(Format):
-    """Questions on passages. The first of the answers is learned, all of them are accepted."""
+    """Questions on passages. The first of the answers is learned, all of them are accepted.
+
+    A question of v2 that its passage does not answer has an empty list of answers; `unanswerable` is learned then.
+    """
+
+    unanswerable: str = "unanswerable"
 
     def text(self, fields: Fields) -> Text:
         """Return `Context: ... Question: ... Answer:` and the first answer."""
@@ -25,12 +31,13 @@ class Squad(Format):
         texts = answers.get("text") if isinstance(answers, Mapping) else None
         if not isinstance(texts, list):
             raise ValueError("field 'answers' must hold {'text': [answers...]}, as rajpurkar/squad on the hub does")
-        if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise ValueError("it has no answer: answers.text is empty")
+        texts = texts or [self.unanswerable]
+        if not all(isinstance(t, str) and t.strip() for t in texts):
+            raise ValueError(f"an answer is empty: answers.text is {texts!r}")
         return Text(
             prompt=f"Context: {context} Question: {question} Answer:",
             completion=f" {texts[0]}",
-            id=fields.get("id"),
+            id=id_field(fields),
             group=context,
             references=tuple(texts),
         )
@@ -53,7 +60,8 @@ class Squad(Format):
             for paragraph in field(article, "paragraphs"):
                 context = field(paragraph, "context")
                 for qa in field(paragraph, "qas"):
-                    texts = [answer["text"] for answer in qa.get("answers", [])]
+                    # An unanswerable question of v2 has "plausible" answers elsewhere, and none here.
+                    texts = [field(answer, "text") for answer in qa.get("answers") or []]
                     rows.append({**qa, "context": context, "answers": {"text": texts}})
         return rows
 

@@ -1,0 +1,201 @@
+"""Examples: those of a store that are kept, cut to what the model takes, and what became of the others.
+
+Every row of a source is kept, truncated, dropped for a reason, or skipped as unusable: all are counted and named here.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftlab.data.example import Example
+from sftlab.data.plan import shuffled
+from sftlab.data.store import Store, fingerprint
+
+Array = NDArray[np.int64]
+OVERLONG = ("error", "drop", "truncate")
+TOO_LONG, NO_TARGET = "longer than max_length", "no supervised token"
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """Some examples of a store, in its order, none longer than `max_length`.
+
+    `kept` are indices into the store, `dropped` those of examples left out, by reason.
+    """
+
+    store: Store
+    kept: Array
+    max_length: int | None = None
+    dropped: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, store: Store) -> "Examples":
+        """Return all examples of a store."""
+        return cls(store, np.arange(len(store)))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: Any) -> Any:
+        example: Example = self.store[int(self.kept[index])]
+        if self.max_length is not None and len(example) > self.max_length:
+            n = self.max_length
+            return replace(
+                example,
+                tokens=example.tokens[:n],
+                supervised=example.supervised[:n],
+                num_prompt=min(n, example.num_prompt),
+            )
+        return example
+
+    @property
+    def parts(self) -> Mapping[str, "Examples"]:
+        """The sources' examples by the source's name; here the one, without a name."""
+        return {"": self}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every token and target in these examples, and of their order."""
+        return fingerprint(self.store.fingerprint, zlib.crc32(self.kept.tobytes()), len(self), self.max_length)
+
+    @property
+    def groups(self) -> Array:
+        """Group keys, (n,)."""
+        return self.store.groups[self.kept]
+
+    @property
+    def lengths(self) -> Array:
+        """Lengths in tokens, (n,)."""
+        lengths = self.store.lengths[self.kept]
+        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+
+    @property
+    def truncated(self) -> Array:
+        """Indices into the store of the kept examples that were cut short."""
+        if self.max_length is None:
+            return np.empty(0, np.int64)
+        return self.kept[self.store.lengths[self.kept] > self.max_length]
+
+    @property
+    def num_dropped(self) -> int:
+        """How many examples were left out, for whatever reason."""
+        return sum(map(len, self.dropped.values()))
+
+    @property
+    def num_truncated(self) -> int:
+        """How many were cut short."""
+        return len(self.truncated)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many rows of the source gave no example (data.on_error=skip)."""
+        return len(self.store.skipped)
+
+    def where(self, index: int) -> str:
+        """Return where in the source an example comes from, and its id where it has one of its own."""
+        return self.store.named(int(self.kept[index]))
+
+    def hold_out(self, num: int) -> tuple["Examples", "Examples"]:
+        """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.
+
+        Raises: ValueError if nothing would be left to train on.
+        """
+        groups, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        order = shuffled(len(groups), 0, 0)
+        taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), num)) + 1]
+        held = np.isin(inverse, taken)
+        if held.all():
+            raise ValueError(
+                f"data.val_examples={num} leaves no training example of {len(self)}: whole prefix groups are held out, "
+                f"and there are {len(groups)}, the largest of {sizes.max()} examples"
+            )
+        return replace(self, kept=self.kept[~held]), replace(self, kept=self.kept[held])
+
+    def cut(self, max_length: int, overlong: str) -> "Examples":
+        """Return the examples with those over `max_length` tokens refused, dropped or truncated.
+
+        One that has no target, or keeps none when truncated, is dropped: it would be computed for nothing, and a step
+        of such examples would have no loss. Raises: ValueError for overlong=error, naming the longest; also if no
+        example is left.
+        """
+        lengths = self.store.lengths[self.kept]
+        over = np.flatnonzero(lengths > max_length)
+        if len(over) and overlong == "error":
+            worst = int(over[np.argmax(lengths[over])])
+            raise ValueError(
+                f"{len(over)} of {len(self)} examples are longer than data.max_length={max_length} tokens; the "
+                f"longest, {self.where(worst)}, has {lengths[worst]}. "
+                "Raise data.max_length, or set data.overlong=drop or truncate"
+            )
+        cut = replace(self, max_length=max_length)
+        too_long = over if overlong == "drop" else over[:0]
+        masked = np.flatnonzero(self.store.num_supervised[self.kept] == 0)
+        if overlong == "truncate":
+            lost = [i for i in over if not cut[int(i)].supervised.any()]
+            masked = np.union1d(masked, np.array(lost, np.int64))
+        masked = np.setdiff1d(masked, too_long)
+        dropped = {TOO_LONG: self.kept[too_long], NO_TARGET: self.kept[masked]}
+        kept = np.delete(self.kept, np.concatenate([too_long, masked]))
+        if len(kept) == 0:
+            raise ValueError(
+                f"{self.store.source.name}: no example is left of {len(self)}: {len(too_long)} {TOO_LONG}, "
+                f"{len(masked)} with {NO_TARGET}"
+            )
+        return replace(cut, kept=kept, dropped={reason: rows for reason, rows in dropped.items() if len(rows)})
+
+
+@dataclass(frozen=True)
+class Joined(Sequence[Example]):
+    """Examples of several sources as one sequence; `part` and `member` say which example stands at each place, (n,).
+
+    An example may stand at several places: a source of high weight is repeated.
+    """
+
+    parts: Mapping[str, Examples]
+    part: Array
+    member: Array
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self.parts.values())[int(self.part[index])][int(self.member[index])]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the sources' examples and of where they stand."""
+        order = zlib.crc32(self.part.tobytes()), zlib.crc32(self.member.tobytes())
+        return fingerprint(*(p.fingerprint for p in self.parts.values()), order)
+
+    @property
+    def groups(self) -> Array:
+        """Group keys, (n,)."""
+        return self._each([p.groups for p in self.parts.values()])
+
+    @property
+    def lengths(self) -> Array:
+        """Lengths in tokens, (n,)."""
+        return self._each([p.lengths for p in self.parts.values()])
+
+    @property
+    def num_dropped(self) -> int:
+        """How many examples of the sources were left out."""
+        return sum(p.num_dropped for p in self.parts.values())
+
+    @property
+    def num_truncated(self) -> int:
+        """How many were cut short."""
+        return sum(p.num_truncated for p in self.parts.values())
+
+    @property
+    def num_skipped(self) -> int:
+        """How many rows of the sources gave no example."""
+        return sum(p.num_skipped for p in self.parts.values())
+
+    def _each(self, values: Sequence[Array]) -> Array:
+        starts = np.cumsum([0, *map(len, values)])
+        return np.concatenate(values)[starts[self.part] + self.member]

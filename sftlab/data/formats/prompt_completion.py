@@ -1,0 +1,26 @@
+"""Prompt and completion, two columns, joined as they stand: the completion is learned."""
+
+from dataclasses import dataclass
+
+from sftlab.data.format import Fields, Format, Text, id_field, learned_field, text_field
+
+GROUP_CHARS = 256  # prompts that begin with as many equal characters are worth computing together
+
+
+@dataclass(frozen=True)
+class PromptCompletion(Format):
+    """Nothing is put between the two: a completion that should begin with a space has it in the data.
+
+    `group_chars` equal characters at the start of two prompts put them in one prefix group.
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    group_chars: int = GROUP_CHARS
+
+    def text(self, fields: Fields) -> Text:
+        """Return the two columns."""
+        prompt, completion = text_field(fields, self.prompt), learned_field(fields, self.completion)
+        return Text(
+            prompt, completion, id=id_field(fields), group=prompt[: self.group_chars], references=(completion.strip(),)
+        )

@@ -1,0 +1,19 @@
+"""Plain text, one column: language modelling, every token learned."""
+
+from dataclasses import dataclass
+
+from sftlab.data.format import Fields, Format, Text, id_field, learned_field
+from sftlab.data.formats.prompt_completion import GROUP_CHARS
+
+
+@dataclass(frozen=True)
+class PlainText(Format):
+    """The column `column`; `group_chars` equal characters at the start of two texts put them in one prefix group."""
+
+    column: str = "text"
+    group_chars: int = GROUP_CHARS
+
+    def text(self, fields: Fields) -> Text:
+        """Return the text, all of it to be learned."""
+        text = learned_field(fields, self.column)
+        return Text("", text, id=id_field(fields), group=text[: self.group_chars])
