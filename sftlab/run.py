@@ -46,7 +46,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
             if here.is_main:
                 with (run_dir / "train.log").open("a") as file:
                     file.write("".join(traceback.format_exception(error)))
-                rundir.write_summary(run_dir, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+                rundir.note_failure(run_dir, here.rank, error)
             raise
         finally:
             if made is not None:

@@ -5,6 +5,7 @@ finished model lie in it.
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from typing import Any
 import yaml
 
 CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
+GIT = "git.json"  # beside a copied package: the commit and the diff that it was copied from
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times faster, where libyaml is there
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 PACKAGES = (
     "sftlab",
     "torch",
@@ -41,6 +46,12 @@ def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> 
 
     Raises: RunDirError if it holds anything but a run of the same config; nothing in it is touched then.
     """
+    reserve(folder, config, overrides)
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+
+
+def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Write a run's config into its directory: what was composed is what will run. Raises: as `claim`."""
     if folder.exists() and not folder.is_dir():
         raise RunDirError(f"run_dir={folder} is a file")
     if folder.is_dir() and any(folder.iterdir()):
@@ -49,14 +60,13 @@ def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> 
             raise RunDirError(
                 f"run_dir={folder} is not empty and not a run (it has no {CONFIG}); name another directory"
             )
-        differing = differences(yaml.safe_load(theirs.read_text()), dict(config))
+        differing = differences(yaml.load(theirs.read_text(), LOADER), dict(config))
         if differing:
             table = "\n".join(f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differing.items())
             raise RunDirError(f"run_dir={folder} holds a run of another config; name another directory\n{table}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    (folder / CONFIG).write_text(yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False))
+    (folder / OVERRIDES).write_text(yaml.dump(list(overrides), Dumper=DUMPER))
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -84,9 +94,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_diff": git("diff", "HEAD"),
+        **commit(),
     }
+
+
+def commit() -> dict[str, str | None]:
+    """Return the commit of the code that runs and the diff against it; of a copied package, those of its original."""
+    copied = Path(__file__).parents[1] / GIT
+    if copied.is_file():
+        record = json.loads(copied.read_text())
+        return {key: record[key] for key in ("git_commit", "git_diff")}
+    return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
 
 
 def git(*arguments: str) -> str | None:
@@ -99,8 +117,20 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def note_failure(folder: Path, rank: int, error: BaseException) -> None:
+    """Write down that a rank failed, and why; of several the first, unless it only lost a peer to another."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        summary = {}
+    if summary.get("status") != "failed" or "by peer" in summary.get("error", ""):
+        write_summary(
+            folder, {**summary, "status": "failed", "rank": rank, "error": f"{type(error).__name__}: {error}"}
+        )
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json whole."""
-    partial = folder / ".summary.json"
+    partial = folder / f".summary.json.{os.getpid()}"
     partial.write_text(json.dumps(dict(summary), indent=2))
     partial.replace(folder / "summary.json")
