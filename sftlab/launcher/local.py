@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from sftlab import rundir
 from sftlab.launcher.record import Sweep
 
 GRACE_S = 10.0  # from asking a process to end to ending it
@@ -44,7 +45,7 @@ class Local:
                     slot = min(set(range(self.parallel_points)) - set(running))
                     running[slot] = self.start(sweep, waiting.pop(0), slot, code)
                 time.sleep(0.05)
-                running = {slot: point for slot, point in running.items() if not point.ended()}
+                running = {slot: point for slot, point in running.items() if not self.ended(sweep, point)}
         finally:
             for point in running.values():
                 point.end()
@@ -74,6 +75,16 @@ class Local:
             point.start([*COMMAND, str(run_dir)], ranked, sweep.cwd, rank, live and rank == 0)
         return point
 
+    def ended(self, sweep: Sweep, point: "Processes") -> bool:
+        """Return whether a point has ended. A process that could not say itself that it failed is spoken for."""
+        if not point.ended():
+            return False
+        if point.first_failed is not None:
+            rank, code = point.first_failed
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            rundir.note_failure(sweep.run_dir(int(point.name)), rank, ProcessEnded(f"rank {rank} ended by {how}"))
+        return True
+
     def devices(self, slot: int) -> list[str]:
         """Return the GPUs of a slot where there are enough for all slots, else none: every point then sees them all."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -89,6 +100,10 @@ class Local:
         return f"# {times}\nPYTHONPATH={code} {' '.join(COMMAND)} {sweep.dir}/<num>"
 
 
+class ProcessEnded(RuntimeError):
+    """A rank's process ended without a word."""
+
+
 COMMAND = (sys.executable, "-u", "-m", "sftlab.launcher.job")
 
 
@@ -100,6 +115,7 @@ class Processes:
     name: str
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    first_failed: tuple[int, int] | None = None  # rank, and exit code or the negative number of a signal
 
     def start(self, command: Sequence[str], env: dict[str, str], cwd: str, rank: int, live: bool) -> None:
         """Start a rank. `live`: its output is this terminal's; its errors go there and to its log."""
@@ -122,6 +138,8 @@ class Processes:
     def ended(self) -> bool:
         """Return whether all have ended; ends the rest once one has failed."""
         codes = [process.poll() for process in self.running]
+        if any(codes) and self.first_failed is None:
+            self.first_failed = next((rank, code) for rank, code in enumerate(codes) if code)
         if any(codes) and None in codes:
             self.end()
             codes = [process.poll() for process in self.running]
