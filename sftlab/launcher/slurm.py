@@ -54,7 +54,7 @@ class Slurm:
     array_parallelism: int | None
     setup: Sequence[str]
     python: str | None
-    sbatch: Mapping[str, Any]
+    sbatch: Mapping[str, Any] | None
     max_stalled: int
     wait: bool
     dry_run: bool
@@ -120,10 +120,14 @@ class Slurm:
             array_parallelism=self.array_parallelism or UNLIMITED,
             setup=self.shell_lines(sweep, code),
             srun_args=["--kill-on-bad-exit=1"],  # one rank gone, the others would wait in a collective for ever
-            additional_parameters=({} if sweep.cwd == os.getcwd() else {"chdir": sweep.cwd})
-            | {key.replace("_", "-"): value for key, value in self.sbatch.items() if value not in (None, False)},
+            additional_parameters=({} if sweep.cwd == os.getcwd() else {"chdir": sweep.cwd}) | self.extra(),
         )
         return executor
+
+    def extra(self) -> dict[str, Any]:
+        """Return `launcher.sbatch` as sbatch spells it."""
+        given = self.sbatch or {}
+        return {key.replace("_", "-"): value for key, value in given.items() if value not in (None, False)}
 
     def shell_lines(self, sweep: Sweep, code: Path) -> list[str]:
         """Return the lines before srun: what the user wants, then what makes the ranks run the copied code."""

@@ -16,7 +16,7 @@ from sftlab import schedule
 def cosine(
     step: int, total_steps: int, *, fault: str = "none", at: int = 0, cause: str = "", slow_s: float = 0
 ) -> float:
-    """sftlab's cosine; from step `at` on the fault: raise or kill (rank 1), or late (rank 1, after the last collective)."""
+    """sftlab's cosine, with a fault of rank 1 at step `at`: raise, kill, or late (after the last collective)."""
     time.sleep(slow_s)
     if fault != "none" and dist.get_rank() == 1 and step == at and Path(cause).exists():
         if fault == "raise":

@@ -63,7 +63,7 @@ class Site:
     def faulty(self, fault: str, **settings: Any) -> list[str]:
         """Overrides that put the schedule of tests/slurm/faults.py in."""
         keys = {"fault": fault, "at": 3, "cause": self.cause, **settings}
-        target = "schedule=constant schedule._target_=tests.slurm.faults.cosine ~schedule.warmup_steps".split()
+        target = ["schedule=constant", "schedule._target_=tests.slurm.faults.cosine", "~schedule.warmup_steps"]
         return target + [f"+schedule.{key}={value}" for key, value in keys.items()]
 
     def record(self, sweep: str = "sweep") -> dict[str, Any]:
