@@ -18,8 +18,8 @@ from rich.console import Console
 from sftlab import launcher
 from sftlab.check import check
 from sftlab.command import point_dir, refuse_point_keys
-from sftlab.launcher.record import Sweep
-from sftlab.launcher.watch import Point, come_back, failures, look, read_json, wait
+from sftlab.launcher.record import Sweep, read_json
+from sftlab.launcher.watch import Point, come_back, failures, look, wait
 
 
 class Composer:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from sftlab import rundir
+from sftlab.launcher.record import read_json
 
 ATTEMPTS = "attempts.jsonl"
 
@@ -48,6 +49,8 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
     if rank == 0:
         note_attempt(run_dir, job_id, max_stalled)
     config = yaml.load((run_dir / rundir.CONFIG).read_text(), rundir.LOADER)
+    if config["resume"] == "never":  # the directory was new at submission; what is in it now is this point's own
+        config["resume"] = "auto"
     overrides = yaml.safe_load((run_dir / rundir.OVERRIDES).read_text())
     from sftlab.run import run as run_config
 
@@ -64,7 +67,8 @@ def note_attempt(run_dir: Path, job_id: str, max_stalled: int) -> None:
     Raises: Stalled if it has started from this step `max_stalled` times already: whatever ended it then (a time limit
     shorter than the way to the next checkpoint, preemption without a warning) would end it for ever.
     """
-    (run_dir / "summary.json").unlink(missing_ok=True)
+    if read_json(run_dir / "summary.json").get("status") != "finished":
+        (run_dir / "summary.json").unlink(missing_ok=True)
     done = sorted(p.name for p in (run_dir / "checkpoints").glob("step_*"))
     step = int(done[-1].removeprefix("step_")) if done else 0
     file = run_dir / ATTEMPTS

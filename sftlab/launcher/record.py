@@ -78,3 +78,12 @@ def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
     named = [dict(o.lstrip("+~").partition("=")[::2] for o in point) for point in overrides]
     names = dict.fromkeys(name for point in named for name in point)
     return [name for name in names if len({point.get(name) for point in named}) > 1]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one where the file is missing or not whole."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sftlab import jobs
-from sftlab.launcher.record import Sweep
+from sftlab.launcher.record import Sweep, read_json
 
 POLL_S = 2.0
 FORGOTTEN_POLLS = 5  # so many times UNKNOWN in a row, and SLURM will not remember
@@ -148,15 +148,6 @@ def failures(sweep: Sweep, points: Sequence[Point]) -> str:
 def come_back(sweep: Sweep) -> str:
     """Return the command that shows a sweep again."""
     return f"python -m sftlab.sweep dir={sweep.dir}"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where the file is missing or not whole."""
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def last_metrics(file: Path) -> dict[str, Any]:
