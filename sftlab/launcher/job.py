@@ -51,6 +51,8 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
     config = yaml.load((run_dir / rundir.CONFIG).read_text(), rundir.LOADER)
     if config["resume"] == "never":  # the directory was new at submission; what is in it now is this point's own
         config["resume"] = "auto"
+    if Path(config["run_dir"]).resolve() != run_dir.resolve():  # the sweep was moved since
+        config["run_dir"] = str(run_dir)
     overrides = yaml.safe_load((run_dir / rundir.OVERRIDES).read_text())
     from sftlab.run import run as run_config
 
