@@ -4,7 +4,6 @@ Every node with settings names the constructor it goes to (`_target_`), whose si
 nothing of configs. They are made in the order in which data flows.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
+from sftlab.check import COMPONENTS
 from sftlab.checkpoint import Checkpoints
-from sftlab.command import keys_of_option, nearest, options, unknown_key
 from sftlab.console import Console
 from sftlab.data.examples import Examples, Joined
 from sftlab.data.loader import Arranger, Loader, round_up
@@ -31,45 +30,6 @@ from sftlab.preempt import StopSignal
 from sftlab.rundir import Claim
 from sftlab.throughput import Throughput
 from sftlab.trainer import Trainer
-
-COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
-KEYS = (*COMPONENTS, "launcher", "seed", "name", "run_dir", "resume", "resume_anyway")
-RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
-
-
-def check(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key or value that no constructor takes, wherever written; builds nothing heavy."""
-    for key in config:
-        if key not in KEYS:
-            raise ValueError(f"{key}: no such key; {nearest(key, KEYS)}".rstrip("; "))
-    for name in COMPONENTS:
-        check_node(name, config[name])
-    for key in config["launcher"] or {}:
-        known = {o: keys_of_option("launcher", o) for o in options("launcher")}
-        if not any(key in keys and keys <= set(config["launcher"]) for keys in known.values()):
-            raise ValueError(unknown_key(f"launcher.{key}", sorted(set().union(*known.values()))))
-    instantiate({name: config[name] for name in COMPONENTS}, _convert_="all")  # their own checks of values
-
-
-def check_node(path: str, node: Any) -> None:
-    """Bind a node's keys to the signature of its target, and those of the nodes in it."""
-    if not isinstance(node, Mapping):
-        return
-    if "_target_" in node:
-        signature = inspect.signature(get_object(node["_target_"]))
-        taken = signature.parameters
-        for key in node:
-            if key not in RESERVED and key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-                raise ValueError(
-                    f"{path}.{key}: {node['_target_']} takes no such key; {nearest(key, taken)}".rstrip("; ")
-                )
-        bind = signature.bind_partial if node.get("_partial_") else signature.bind
-        try:
-            bind(**{k: v for k, v in node.items() if k not in RESERVED})
-        except TypeError as error:
-            raise ValueError(f"{path}: {node['_target_']}: {error}") from None
-    for key, value in node.items():
-        check_node(f"{path}.{key}", value)
 
 
 @dataclass(frozen=True)

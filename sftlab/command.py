@@ -32,6 +32,7 @@ FREE_TEXT = re.compile(
     r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompt|prompts|output|file))=(.*)$", re.DOTALL
 )
 START_TIME = "SFTLAB_START_TIME"
+SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=.*)"  # options that make a command a sweep without -m
 
 
 def main(task: Callable[[Any], float | None], config_name: str) -> None:
@@ -39,7 +40,7 @@ def main(task: Callable[[Any], float | None], config_name: str) -> None:
 
     Hydra's own handler drops the traceback of a failed job and every suggestion, so errors are taken from it raw.
     """
-    multirun = any(a in ("-m", "--multirun") for a in sys.argv[1:])
+    multirun = any(a in ("-m", "--multirun") or re.fullmatch(SWEEPING, a) for a in sys.argv[1:])
     sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("inside", inside, replace=True)
@@ -102,6 +103,19 @@ def quote(argument: str, multirun: bool) -> str:
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
     return f"{plus}{key}='{escaped}'"
+
+
+def refuse_point_keys(overrides: Iterable[str]) -> None:
+    """Raise ValueError for what would move a sweep's point out of the sweep's directory."""
+    for key in ("run_dir", "name"):
+        if any(o.startswith(f"{key}=") and (key == "run_dir" or "," in o) for o in overrides):
+            raise ValueError(f"{key}= cannot be set in a sweep: its points lie in hydra.sweep.dir, a folder each")
+
+
+def point_dir(folder: Path) -> str:
+    """Return a point's directory as its config names it: relative where it lies under the working directory."""
+    folder, here = folder.absolute(), Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def inside(name: str) -> str:
@@ -215,8 +229,10 @@ def options(group: str) -> list[str]:
 
 
 def keys_of_option(group: str, option: str) -> set[str]:
-    """Return the keys that one option's YAML sets for its group."""
-    node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    body = OmegaConf.to_container(node, resolve=False)
+    """Return the keys that one option's YAML sets for its group, those of the options it builds on included."""
+    file = CONF / group / f"{option}.yaml"
+    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(body, dict)
-    return set(body.get(group) or body)
+    bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
+    own = body.get(group, {}) if "@package _global_" in file.read_text() else body
+    return set(own).union(*(keys_of_option(group, base) for base in bases))

@@ -6,15 +6,14 @@ FSDP2 wraps at every world size, one included: one code path, and the mixed prec
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from sftlab.distributed import World
-from sftlab.models.scorer import Scorer
+if TYPE_CHECKING:  # a sweep binds every point's settings to `fsdp2` at submission, and these take 2 s to import
+    from sftlab.distributed import World
+    from sftlab.models.scorer import Scorer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,20 +28,24 @@ def compute_dtype(param_dtype: str, device: torch.device) -> torch.dtype:
 
 
 def fsdp2(
-    scorer: Scorer,
-    world: World,
+    scorer: "Scorer",
+    world: "World",
     *,
     param_dtype: str = "auto",
     replicate: int = 1,
     cpu_offload: bool = False,
     compile: bool = False,
     activation_checkpointing: bool = False,
-) -> Scorer:
+) -> "Scorer":
     """Shard `scorer` in place over all ranks and return it. Master weights stay in their own dtype, float32.
 
     `replicate` groups of ranks each hold a whole copy (HSDP); gradients are reduced in float32.
     Raises: ValueError if `replicate` does not divide the number of ranks.
     """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     if replicate < 1 or world.size % replicate:
         raise ValueError(f"parallel.replicate={replicate} must divide the number of processes, {world.size}")
     mesh = init_device_mesh(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sftlab import rundir
-from sftlab.build import Run, build, check
+from sftlab.build import Run, build
+from sftlab.check import check
 from sftlab.console import duration
 from sftlab.data.report import report, short, write_skipped
 from sftlab.distributed import World, world
@@ -58,7 +59,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
             if here.is_main:
                 with (run_dir / "train.log").open("a") as file:
                     file.write("".join(traceback.format_exception(error)))
-                rundir.write_summary(run_dir, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+                rundir.note_failure(run_dir, here.rank, error)
             raise
         finally:
             if made is not None:

@@ -1,6 +1,5 @@
 """python -m sftlab.train key=value ...: compose a config, run it, return the score."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,10 +16,8 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN:
-        for key in ("run_dir", "name"):
-            if any(o.startswith(f"{key}=") and (key == "run_dir" or "," in o) for o in sys.argv):
-                raise ValueError(f"{key}= cannot be set in a sweep: its points lie in hydra.sweep.dir, a folder each")
-        cfg.run_dir = str(Path(hydra.runtime.output_dir).relative_to(os.getcwd()))
+        command.refuse_point_keys(sys.argv)
+        cfg.run_dir = command.point_dir(Path(hydra.runtime.output_dir))
     from sftlab.run import run
 
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

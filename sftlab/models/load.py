@@ -7,14 +7,16 @@ host holds one copy however many ranks it runs.
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sftlab.assets import locate
 from sftlab.hub import explain
+
+if TYPE_CHECKING:  # a sweep makes every point's Model at submission, and transformers takes 2 s to import
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class Model:
 
     def load_tokenizer(self) -> Any:
         """Return the tokenizer; an untrained hub model without a network makes do with the demo's, and says so."""
+        from transformers import AutoTokenizer
+
         name = self.tokenizer or self.name_or_path
         try:
             return AutoTokenizer.from_pretrained(locate(name), **self._hub())
@@ -61,8 +65,10 @@ class Model:
                 error, name, "tokenizer", "model.tokenizer" if self.tokenizer else "model.name_or_path"
             ) from error
 
-    def load_config(self, device: torch.device) -> PreTrainedConfig:
+    def load_config(self, device: torch.device) -> "PreTrainedConfig":
         """Return the config, dropout off (it would make the loss depend on layout) and the attention chosen."""
+        from transformers import AutoConfig
+
         if self.init == "random" and self.architecture is not None:
             config = AutoConfig.for_model(**self.architecture)
         else:
@@ -79,8 +85,10 @@ class Model:
         config._attn_implementation = ATTENTIONS[auto if self.attention == "auto" else self.attention]
         return config
 
-    def load_weights(self, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    def load_weights(self, config: "PreTrainedConfig", seed: int) -> "PreTrainedModel":
         """Return the whole model on the host in float32: pretrained, or initialised from `seed`."""
+        from transformers import AutoModelForCausalLM
+
         if self.init == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -98,8 +106,10 @@ class Model:
         return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
     """Return the model without memory, float32, in training mode."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for module in model.modules():
@@ -108,7 +118,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     return model.train()
 
 
-def check_vocabulary(config: PreTrainedConfig, tokenizer: Any) -> None:
+def check_vocabulary(config: "PreTrainedConfig", tokenizer: Any) -> None:
     """Raise ValueError if the tokenizer has tokens that the model has no embedding for."""
     size = config.get_text_config().vocab_size
     if len(tokenizer) > size:

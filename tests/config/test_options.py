@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sftlab.build import check, check_node
+from sftlab.check import check, check_node
 from sftlab.command import CONF, inside, options
 from sftlab.data.loader import Arranger
 from sftlab.data.plan import Plan

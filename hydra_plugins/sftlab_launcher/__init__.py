@@ -1,0 +1,1 @@
+"""sftlab's launchers, as Hydra sees them."""

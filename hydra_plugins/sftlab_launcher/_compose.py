@@ -1,0 +1,136 @@
+"""From a sweep's overrides to the resolved, checked config of every point, at submission.
+
+Not scanned by Hydra (the underscore), so that commands which launch nothing do not import it.
+"""
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from sftlab import launcher
+from sftlab.check import check
+from sftlab.command import point_dir, refuse_point_keys
+from sftlab.launcher.record import Sweep, read_json
+from sftlab.launcher.watch import Point, come_back, failures, look, wait
+
+
+class Composer:
+    """Hydra's `load_sweep_config`, once a point and 10 times faster: points that choose the same options share a base.
+
+    Composing reads and merges all YAMLs again for every point: 55 ms, and once more in the sweeper's validation. Here
+    values are applied to a copy of the composed base by the same function of Hydra (1.3) that it would use.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        self.load = loader.load_sweep_config
+        self.repository = loader.repository
+        self.bases: dict[tuple[str, ...], DictConfig] = {}
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Return the config of one point. Raises: what Hydra raises."""
+        key = tuple(sweep_overrides)
+        if key not in self.composed:
+            parsed = OverridesParser.create().parse_overrides(sweep_overrides)
+            choices = [o for o in parsed if self.repository.group_exists(o.key_or_group) or o.package is not None]
+            base_key = tuple(str(o.input_line) for o in choices)
+            if base_key not in self.bases:
+                self.bases[base_key] = self.load(master_config, list(base_key))
+            config = copy.deepcopy(self.bases[base_key])
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in choices], config)
+            config.hydra.overrides.task = list(filter_overrides(sweep_overrides))
+            self.composed[key] = config
+        return self.composed[key]
+
+
+def launch(
+    config: DictConfig, compose: Composer, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Compose, check and launch a batch of points; wait where told to. Return what Hydra's sweeper takes."""
+    sweep_dir = Path(config.hydra.sweep.dir)
+    points = [point(config, compose, sweep_dir, num, overrides) for num, overrides in enumerate(job_overrides, first)]
+    nums, options = [num for num, _, _ in points], points[0][2]["launcher"]
+    for _, _, other in points:
+        if other["launcher"] != options:
+            raise ValueError("launcher.* cannot be swept: the points of a sweep are one array of equal jobs")
+    exists = (sweep_dir / "sweep.json").exists()
+    name = points[0][2]["name"]
+    sweep = Sweep.read(sweep_dir) if exists else Sweep(sweep_dir, str(Path.cwd()), sys.orig_argv, options, name=name)
+    if options["dry_run"]:
+        dry_run(sweep, points, options)
+        return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for _, o, _ in points]
+    sweep = sweep.with_points(points)
+    sweep.write()
+    launched = launcher.submit([{"num": num} for num in nums], options, sweep_dir)
+    return outcomes(Sweep.read(sweep_dir), nums, queued=[p["job_id"] for p in launched if p["job_id"]])
+
+
+def point(
+    config: DictConfig, compose: Composer, sweep_dir: Path, num: int, overrides: Sequence[str]
+) -> tuple[int, list[str], dict[str, Any]]:
+    """Return a point: number, overrides, resolved config. Raises: ValueError naming the point if parts do not bind."""
+    composed = compose(config, list(overrides))
+    task_overrides = list(composed.hydra.overrides.task)
+    refuse_point_keys(task_overrides)
+    kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    kept.run_dir = point_dir(sweep_dir / str(num))
+    resolved = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    made = {str(key): value for key, value in resolved.items()}
+    try:
+        check(made)
+    except ValueError as error:
+        raise ValueError(f"point {num} ({' '.join(task_overrides)}): {error}") from None
+    return num, task_overrides, made
+
+
+def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]], options: dict[str, Any]) -> None:
+    """Show the script and the points; leave nothing behind but what was there."""
+    print(launcher.launcher(options).script(sweep, [num for num, _, _ in points], sweep.dir.absolute() / "code"))
+    for num, overrides, _ in points:
+        print(f"# point {num}: {' '.join(overrides)}")
+    (sweep.dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked
+    if sweep.dir.is_dir() and not any(sweep.dir.iterdir()):
+        sweep.dir.rmdir()
+
+
+def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:
+    """Return how the points ended; None as the value of points that were queued and not waited for."""
+    console = Console(highlight=False)
+    overrides = {p["num"]: p["overrides"] for p in sweep.points}
+    if queued:
+        ids = sorted({job.split("_")[0] for job in queued}, key=int)
+        console.print(f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {' '.join(ids)}; the sweep is {sweep.dir}", soft_wrap=True)
+    if queued and not sweep.launcher["wait"]:
+        console.print(f"see it with\n  {come_back(sweep)}", soft_wrap=True)
+        return [JobReturn(overrides=overrides[num], status=JobStatus.COMPLETED) for num in nums]
+    try:
+        points = wait(sweep, nums, console) if queued else look(sweep, nums)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nthe jobs go on; come back with\n  {come_back(sweep)}\nend them with\n  {come_back(sweep)} cancel=true",
+            soft_wrap=True,
+        )
+        sys.exit(130)
+    failed = None if all(p.passed for p in points) else PointsFailed(failures(sweep, points))
+    return [outcome(sweep, p, failed) for p in points]
+
+
+class PointsFailed(ValueError):
+    """Some points of a sweep did not finish; the message tells which, why and where to look."""
+
+
+def outcome(sweep: Sweep, point: Point, failed: PointsFailed | None) -> JobReturn:
+    """Return one point's end for Hydra; its value raises where the point failed."""
+    made = JobReturn(overrides=point.overrides, working_dir=str(sweep.run_dir(point.num)))
+    made.status = JobStatus.COMPLETED if point.passed else JobStatus.FAILED
+    made.return_value = read_json(sweep.run_dir(point.num) / "summary.json").get("score") if point.passed else failed
+    return made

@@ -1,0 +1,34 @@
+"""What goes wrong in the SLURM tests: a schedule, which every rank calls at every step, that can do harm.
+
+The harm is done while the file `cause` exists, so that a retry after its removal runs through.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from sftlab import schedule
+
+
+def cosine(
+    step: int, total_steps: int, *, fault: str = "none", at: int = 0, cause: str = "", slow_s: float = 0
+) -> float:
+    """sftlab's cosine, with a fault of rank 1 at step `at`: raise, kill, or late (after the last collective)."""
+    time.sleep(slow_s)
+    if fault != "none" and dist.get_rank() == 1 and step == at and Path(cause).exists():
+        if fault == "raise":
+            raise ValueError(f"a fault on rank 1 at step {step}")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "late":
+            leave = dist.destroy_process_group
+
+            def late() -> None:
+                leave()
+                raise ValueError("a fault on rank 1 after the last collective")
+
+            dist.destroy_process_group = late
+    return schedule.cosine(step, total_steps)

@@ -1,0 +1,223 @@
+"""launcher=slurm on a real SLURM: failures fail alone, preempted points go on, and the driver does not matter."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import REPO, make_model_folder, make_squad_file, read_jsonl
+
+pytestmark = pytest.mark.slurm
+
+
+class Site:
+    """A folder to work in, with a tiny model and data, and the cluster's environment."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.dir = folder
+        self.env = env | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+        make_model_folder(folder / "model")
+        make_squad_file(folder / "train.jsonl")
+        self.cause = folder / "cause"
+        self.cause.touch()
+
+    def command(self, *overrides: str, launcher: str = "slurm") -> list[str]:
+        settings = {
+            "model": "hf",
+            "model.name_or_path": str(self.dir / "model"),
+            "data": "squad",
+            "data.path": str(self.dir / "train.jsonl"),
+            "data.split": "train",
+            "data.val_path": "null",
+            "tracker": "none",
+            "optim.lr": "1e-3",
+            "trainer.batch_size": "8",
+            "trainer.max_steps": "6",
+            "hydra.sweep.dir": str(self.dir / "sweep"),
+            "launcher": launcher,
+        }
+        given = [
+            f"{key}={value}" for key, value in settings.items() if not any(o.startswith(f"{key}=") for o in overrides)
+        ]
+        return [sys.executable, "-m", "sftlab.train", *given, *overrides]
+
+    def train(self, *overrides: str, launcher: str = "slurm") -> "subprocess.CompletedProcess[str]":
+        command = self.command(*overrides, launcher=launcher)
+        return subprocess.run(command, cwd=self.dir, env=self.env, capture_output=True, text=True, timeout=400)
+
+    def retry(self, *nums: int) -> None:
+        """Launch points again from another folder, as a later command does."""
+        code = "import sys, pathlib; from sftlab import launcher; from sftlab.launcher.record import Sweep; "
+        code += "s = Sweep.read(pathlib.Path(sys.argv[1])); n = [int(a) for a in sys.argv[2:]]; "
+        code += "launcher.submit([p for p in s.points if p['num'] in n], s.launcher, s.dir)"
+        command = [sys.executable, "-c", code, str(self.dir / "sweep"), *map(str, nums)]
+        subprocess.run(command, env=self.env, cwd="/", check=True, timeout=100)
+
+    def faulty(self, fault: str, **settings: Any) -> list[str]:
+        """Overrides that put the schedule of tests/slurm/faults.py in."""
+        keys = {"fault": fault, "at": 3, "cause": self.cause, **settings}
+        target = ["schedule=constant", "schedule._target_=tests.slurm.faults.cosine", "~schedule.warmup_steps"]
+        return target + [f"+schedule.{key}={value}" for key, value in keys.items()]
+
+    def record(self, sweep: str = "sweep") -> dict[str, Any]:
+        return json.loads((self.dir / sweep / "sweep.json").read_text())
+
+    def summary(self, num: int, sweep: str = "sweep") -> dict[str, Any]:
+        return json.loads((self.dir / sweep / str(num) / "summary.json").read_text())
+
+    def losses(self, num: int, sweep: str = "sweep") -> list[float]:
+        """Training losses in order of step; of a step that was made again after an end without a save, the last."""
+        by_step = {m["step"]: m["train/loss"] for m in self.metrics(num, sweep) if "train/loss" in m}
+        assert list(by_step) == list(range(1, len(by_step) + 1))
+        return list(by_step.values())
+
+    def metrics(self, num: int, sweep: str = "sweep") -> list[dict[str, Any]]:
+        file = self.dir / sweep / str(num) / "metrics.jsonl"
+        return read_jsonl(file) if file.exists() else []
+
+    def attempts(self, num: int) -> list[dict[str, Any]]:
+        file = self.dir / "sweep" / str(num) / "attempts.jsonl"
+        return read_jsonl(file) if file.exists() else []
+
+    def log(self, num: int, rank: int, sweep: str = "sweep") -> str:
+        job = self.record(sweep)["points"][num]["job_id"]
+        return (self.dir / sweep / ".submitit" / job / f"{job}_{rank}_log.err").read_text()
+
+
+@pytest.fixture
+def site(slurm_cluster, tmp_path) -> Iterator[Site]:
+    yield Site(tmp_path, slurm_cluster.env)
+    if jobs := slurm_cluster.run("squeue", "-h", "-o", "%A").split():
+        slurm_cluster.run("scancel", *jobs)
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {limit_s} s"
+        time.sleep(0.1)
+
+
+def test_gauntlet_30_a_failed_point_is_failed_whichever_rank_failed(site, slurm_cluster):
+    faults = site.faulty("none,raise,late,kill")
+    done = site.train(*faults, "launcher.processes_per_node=2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "3 of 4 points did not finish" in done.stderr
+    points = site.record()["points"]
+    array = points[0]["job_id"].split("_")[0]
+    assert slurm_cluster.states(array) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
+    assert site.summary(0)["status"] == "finished"
+    assert "ValueError: a fault on rank 1 at step 3" in site.log(1, rank=1)
+    assert "a fault on rank 1 at step 3" in site.summary(1)["error"]
+    assert "ValueError: a fault on rank 1 after the last collective" in site.log(2, rank=1)
+    assert site.summary(2)["status"] == "failed"
+    assert "Killed" in site.log(3, rank=0)  # srun's word, in the log of the script
+
+    site.cause.unlink()  # the cause is gone: what failed, and only that, is run again
+    site.retry(1, 2, 3)
+    retried = site.record()["points"]
+    assert retried[0]["job_id"] == points[0]["job_id"]
+    slurm_cluster.wait_for(retried[1]["job_id"].split("_")[0], *["COMPLETED"] * 3, limit_s=120)
+    assert len(site.losses(0)) == 6
+    for num in (1, 2, 3):
+        assert site.summary(num)["status"] == "finished"
+        assert site.losses(num) == site.losses(0)
+
+
+def test_edits_after_submission_change_nothing(site, slurm_cluster):
+    site.dir.joinpath("mine").mkdir()
+    own = site.dir / "mine/__init__.py"
+    own.write_text("def constant(step, total_steps):\n    return 1.0\n")
+    target = ["schedule=constant", "schedule._target_=mine.constant", "~schedule.warmup_steps"]
+    done = site.train(*target, "launcher.wait=false", "launcher.sbatch={hold: true}", "trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    job = site.record()["points"][0]["job_id"]
+    assert f"queued as job {job}" in done.stdout and "python -m sftlab.sweep dir=" in done.stdout
+    own.write_text("raise ImportError('the edited file')\n")
+    slurm_cluster.run("scontrol", "release", job)
+    slurm_cluster.wait_for(job, "COMPLETED", limit_s=120)
+    config = yaml.safe_load((site.dir / "sweep/0/config.yaml").read_text())
+    assert config["schedule"]["_target_"] == "mine.constant"
+    environment = json.loads((site.dir / "sweep/0/environment.json").read_text())
+    assert environment["git_commit"] == json.loads((site.dir / "sweep/code/git.json").read_text())["git_commit"]
+
+
+def test_a_driver_that_is_killed_and_ctrl_c_leave_the_jobs_running(site, slurm_cluster):
+    faults = site.faulty("none", slow_s=0.5)
+    command = site.command(
+        *faults, "launcher.processes_per_node=2", "optim.lr=1e-3,2e-3", "launcher.array_parallelism=1"
+    )
+    driver = subprocess.Popen(command, cwd=site.dir, env=site.env, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: len(site.metrics(0)) >= 2, "the second step")
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    job = site.record()["points"][0]["job_id"].split("_")[0]
+    slurm_cluster.wait_for(job, "COMPLETED", "COMPLETED", limit_s=120)
+    assert [site.summary(num)["status"] for num in (0, 1)] == ["finished"] * 2
+
+    driver = subprocess.Popen(
+        [*site.command(*faults), f"hydra.sweep.dir={site.dir}/other"],
+        cwd=site.dir,
+        env=site.env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(
+        lambda: (site.dir / "other/sweep.json").exists() and site.record("other")["points"][0]["job_id"], "the job"
+    )
+    time.sleep(1)
+    driver.send_signal(signal.SIGINT)
+    said, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "the jobs go on" in said and f"dir={site.dir}/other" in said
+    assert slurm_cluster.states(site.record("other")["points"][0]["job_id"])[0] in ("PENDING", "RUNNING")
+
+
+def test_two_nodes_of_two_processes_are_one_process(site):
+    run = ["trainer.max_steps=5", "schedule=constant"]
+    done = site.train(*run, "launcher.nodes=2", "launcher.processes_per_node=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = site.train(*run, f"hydra.sweep.dir={site.dir}/alone", launcher="local")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert site.losses(0) == pytest.approx(site.losses(0, "alone"), rel=1e-5)
+    assert "step 5/5" in alone.stdout  # rank 0's console
+
+
+def test_a_preempted_point_goes_on_where_it_was(site, slurm_cluster):
+    faults = site.faulty("none", slow_s=1.0)
+    wide = ["launcher.nodes=2", "launcher.sbatch={exclusive: true}", "launcher.timeout_min=60"]
+    done = site.train(*faults, *wide, "launcher.wait=false", "trainer.max_steps=12")
+    assert done.returncode == 0, done.stderr
+    job = site.record()["points"][0]["job_id"]
+    wait_until(lambda: len(site.metrics(0)) >= 3, "the third step")
+    high = slurm_cluster.sbatch(site.dir, "sleep 1", "--partition=high", "--exclusive", "--nodes=2")
+    slurm_cluster.wait_for(high, "COMPLETED", limit_s=120)
+    wait_until(lambda: len(site.attempts(0)) == 2 and len(site.metrics(0)) >= 7, "the job's return")
+    slurm_cluster.run("scancel", "--signal=USR2", job)  # what a time limit and a preemption have in common
+    slurm_cluster.wait_for(job, "COMPLETED", limit_s=200)
+    attempts = site.attempts(0)
+    assert [a["job_id"] for a in attempts] == [job] * 3 and 0 < attempts[1]["step"] < attempts[2]["step"] < 12
+    assert len(site.metrics(0)) == len({m["step"] for m in site.metrics(0)})
+    assert site.summary(0)["status"] == "finished"
+
+    straight = site.train(
+        *site.faulty("none"), f"hydra.sweep.dir={site.dir}/straight", "launcher.nodes=2", "trainer.max_steps=12"
+    )
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+    assert site.losses(0) == site.losses(0, "straight")
+
+
+def test_local_points_fail_alone_too(site):
+    done = site.train(*site.faulty("none,raise,late,kill"), "launcher.processes_per_node=2", launcher="local")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "3 of 4 points did not finish" in done.stderr
+    assert [site.summary(num)["status"] for num in range(4)] == ["finished", "failed", "failed", "failed"]
+    assert "step 6/6" in done.stdout
+    assert "a fault on rank 1 at step 3" in (site.dir / "sweep/.submitit/local_1/1_1_log.err").read_text()
+    assert "rank 1" in site.summary(3)["error"] and "SIGKILL" in site.summary(3)["error"]
