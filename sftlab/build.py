@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from sftlab.check import COMPONENTS
+from sftlab.check import COMPONENTS, check_node
 from sftlab.checkpoint import Checkpoints
 from sftlab.console import Console
 from sftlab.data.examples import Examples, Joined
@@ -30,6 +30,12 @@ from sftlab.preempt import StopSignal
 from sftlab.rundir import Claim
 from sftlab.throughput import Throughput
 from sftlab.trainer import Trainer
+
+
+def component(path: str, node: Any) -> Any:
+    """Return the one component that a node of a config describes, such as a run's `data.format`; `path` names it."""
+    check_node(path, node)
+    return instantiate(node, _convert_="all")
 
 
 @dataclass(frozen=True)

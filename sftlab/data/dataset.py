@@ -4,7 +4,7 @@ One class is one data option; a mixture of several is another (mixture.py).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftlab.assets import locate
@@ -83,6 +83,26 @@ class Data:
     def _read(self, path: str, split: str | None, key: str, tokenizer: Any, limit: int | None = None) -> Examples:
         source = open_source(path, split, self.format.rows, key, self.subset, self.revision)
         return Examples.of(store(source, self.format, tokenizer, limit, self.num_workers, self.on_error))
+
+    def evaluated(self, tokenizer: Any, max_length: int) -> Examples | Joined:
+        """Return the examples to evaluate on: the validation data, or all of a local path that has none.
+
+        Training data is read only where the validation examples are held out of it.
+        """
+        if self.val_examples and not self.val_path:
+            val = self.examples(tokenizer, max_length)[1]
+            assert val is not None
+            return val
+        path, split = self.path, self.split
+        if self.val_path or (self.val_split and not is_local(locate(path))):
+            path, split = self.val_path or path, self.val_split or split
+        whole = replace(self, path=path, split=split, val_path=None, val_split=None, val_examples=0, limit=None)
+        return whole.examples(tokenizer, max_length)[0]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the option names or holds out validation data."""
+        return bool(self.val_path or self.val_examples or (self.val_split and not is_local(locate(self.path))))
 
 
 def check_layout(layout: str, overlong: str) -> None:

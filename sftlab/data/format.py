@@ -55,6 +55,16 @@ class Format(ABC):
     def text(self, fields: Fields) -> Text | Conversation:
         """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
 
+    def prompt_text(self, fields: Fields) -> str:
+        """Return the prompt of a row as inference has it; formats override it to do without the answer.
+
+        Raises: ValueError for a conversation, whose wording is the chat template's.
+        """
+        text = self.text(fields)
+        if isinstance(text, Conversation):
+            raise ValueError("this format's rows are conversations, worded by the chat template: use chat=true")
+        return text.prompt
+
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
         """Return the scores of a generated answer, each from 0 to 1: here, whether it is one of the references."""
         return {"exact_match": float(answer.strip() in [r.strip() for r in references])}

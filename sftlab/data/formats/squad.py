@@ -26,7 +26,7 @@ class Squad(Format):
 
     def text(self, fields: Fields) -> Text:
         """Return `Context: ... Question: ... Answer:` and the first answer."""
-        context, question = text_field(fields, "context"), text_field(fields, "question")
+        prompt = self.prompt_text(fields)
         answers = field(fields, "answers")
         texts = answers.get("text") if isinstance(answers, Mapping) else None
         if not isinstance(texts, list):
@@ -35,12 +35,16 @@ class Squad(Format):
         if not all(isinstance(t, str) and t.strip() for t in texts):
             raise ValueError(f"an answer is empty: answers.text is {texts!r}")
         return Text(
-            prompt=f"Context: {context} Question: {question} Answer:",
+            prompt=prompt,
             completion=f" {texts[0]}",
             id=id_field(fields),
-            group=context,
+            group=fields["context"],
             references=tuple(texts),
         )
+
+    def prompt_text(self, fields: Fields) -> str:
+        """Return `Context: ... Question: ... Answer:`."""
+        return f"Context: {text_field(fields, 'context')} Question: {text_field(fields, 'question')} Answer:"
 
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
         """Return exact match and F1 against the best of the references, from 0 to 1, as the official script does."""
