@@ -29,8 +29,10 @@ CONF = next(
 # Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
 TAUGHT = (ValueError, OSError, ArithmeticError)
 FREE_TEXT = re.compile(
-    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompt|prompts|output|file))=(.*)$", re.DOTALL
+    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
 )
+LITERAL = re.compile(r"^(prompt|system|fields\.\w+)=(.*)$", re.DOTALL)
+GIVEN: dict[str, str] = {}  # texts of the command line that no parser may touch, by key
 START_TIME = "SFTLAB_START_TIME"
 
 
@@ -43,6 +45,7 @@ def main(task: Callable[[Any], float | None], config_name: str) -> None:
     sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("inside", inside, replace=True)
+    OmegaConf.register_new_resolver("given", GIVEN.__getitem__, replace=True)
     script = completion.prepare(sys.argv[1:], as_module=sys.argv[0].endswith(".py"))
     if script:
         print(script)
@@ -90,14 +93,20 @@ def quote(argument: str, multirun: bool) -> str:
     """Quote the value of a free-text or path override, so that Hydra takes commas, brackets and the like as they stand.
 
     In a multirun a path that does not exist is left to the grammar: `data.path=a.jsonl,b.jsonl` is a sweep.
+    A prompt may hold anything, quotes and `${...}` too: it goes around Hydra, which gets a reference to it.
     """
+    literal = LITERAL.match(argument)
+    if literal:
+        key, text = literal.groups()
+        GIVEN[key] = text
+        return f"{'+' if key.startswith('fields.') else ''}{key}='${{given:{key}}}'"
     match = FREE_TEXT.match(argument)
     if not match:
         return argument
     plus, key, value = match.groups()
     if value in ("", "null") or value[0] + value[-1] in ("''", '""') or "${" in value:
         return argument
-    if multirun and not key.endswith("prompt") and not Path(value).expanduser().exists():
+    if multirun and not Path(value).expanduser().exists():
         return argument
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)

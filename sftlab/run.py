@@ -71,14 +71,18 @@ def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], he
 def quiet_libraries(here: World) -> None:
     """Warnings of libraries on rank 0, errors elsewhere; progress bars on rank 0's terminal only."""
     import datasets
-    import transformers
 
-    logging.basicConfig(
-        format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING if here.is_main else logging.ERROR
-    )
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers(logging.WARNING if here.is_main else logging.ERROR)
     if not here.is_main or not sys.stderr.isatty():
         datasets.disable_progress_bars()
+
+
+def quiet_transformers(level: int = logging.WARNING) -> None:
+    """Log from `level` on, and let transformers draw no progress bars."""
+    import transformers
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def facts(config: Mapping[str, Any], made: Run) -> dict[str, str]:

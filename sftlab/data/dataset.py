@@ -67,6 +67,26 @@ class Data:
             val = val.cut(max_length, self.overlong)
         return train.cut(max_length, self.overlong), val
 
+    def evaluated(self, tokenizer: Any, max_length: int) -> "Examples":
+        """Return the examples to evaluate on: the validation data, or all of a local path that has none.
+
+        Training data is read only where the validation examples are held out of it.
+        """
+        if self.val_examples and not self.val_path:
+            val = self.examples(tokenizer, max_length)[1]
+            assert val is not None
+            return val
+        path, split = self.path, self.split
+        if self.val_path or (self.val_split and not is_local(locate(path))):
+            path, split = self.val_path or path, self.val_split or split
+        whole = replace(self, path=path, split=split, val_path=None, val_split=None, val_examples=0, limit=None)
+        return whole.examples(tokenizer, max_length)[0]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the option names or holds out validation data."""
+        return bool(self.val_path or self.val_examples or (self.val_split and not is_local(locate(self.path))))
+
 
 def is_local(path: str) -> bool:
     """Return whether a data path is a file or folder here."""

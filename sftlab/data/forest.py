@@ -24,7 +24,10 @@ MIN_SHARED_TOKENS = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One row before padding. Shapes: tokens, position, reach (n,); at, target, weight (p,)."""
+    """One row before padding. Shapes: tokens, position, reach (n,); at, target, weight (p,).
+
+    `paths` holds the row indices of each example's tokens, in the order in which the examples were laid.
+    """
 
     tokens: NDArray[np.int32]
     position: NDArray[np.int32]
@@ -32,7 +35,12 @@ class Row:
     at: NDArray[np.int32]
     target: NDArray[np.int32]
     weight: NDArray[np.float32]
-    num_examples: int
+    paths: tuple[NDArray[np.int32], ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples in the row."""
+        return len(self.paths)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,6 +75,7 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
     length = sum(len(e) for tree in trees for e in tree)  # an upper bound; sharing makes it shorter
     tokens, position, parent, reach = (np.empty(length, np.int32) for _ in range(4))
     weight = np.zeros(length, np.float32)
+    paths = []
     end = 0
     for tree in trees:
         path = np.empty(0, np.int32)  # row index of each token from the root to the last token laid
@@ -81,6 +90,7 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
             weight[path] += e.supervised
             end += len(own)
             previous = e.tokens
+            paths.append(path)
         reach[path] = end
     scored = np.flatnonzero(weight[:end])
     return Row(
@@ -90,7 +100,7 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
         at=parent[scored],
         target=tokens[scored],
         weight=weight[scored],
-        num_examples=sum(len(tree) for tree in trees),
+        paths=tuple(paths),
     )
 
 

@@ -34,6 +34,10 @@ class Format(ABC):
     def text(self, fields: Fields) -> Text:
         """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
 
+    def prompt(self, fields: Fields) -> str:
+        """Return the prompt of a row as inference has it; formats override it to do without the answer."""
+        return self.text(fields).prompt
+
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
         """Return the scores of a generated answer, each from 0 to 1: here, whether it is one of the references."""
         return {"exact_match": float(answer.strip() in [r.strip() for r in references])}

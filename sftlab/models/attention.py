@@ -41,13 +41,18 @@ MASKS: dict[str, MaskFn] = {"sdpa": boolean_mask, "flex_attention": block_mask}
 
 
 def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str, Mask]:
-    """Return what the model's `attention_mask` must be for these rows.
+    """Return what the model's `attention_mask` must be for these rows."""
+    mask = MASKS[config._attn_implementation]
+    return by_layer(config, lambda window: mask(reach, position, window))
+
+
+def by_layer(config: Any, mask: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
+    """Return the masks for a model's layers; `mask` gives that of a window, or of None.
 
     transformers passes a four-dimensional mask straight through; what it wants differs by model: a dict of exactly the
     layer types where the config has several (Gemma 3, Qwen 3 with a window), else one sliding mask where it has a
     window (Mistral, Phi-3), else one full mask. A dict raises in Llama, Mistral and Phi-3.
     """
-    mask = MASKS[config._attn_implementation]
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if layer_types:
@@ -55,5 +60,5 @@ def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str
         unknown = set(layer_types) - set(windows)
         if unknown:
             raise ValueError(f"layers of type {', '.join(sorted(unknown))} mix tokens by another rule than attention")
-        return {kind: mask(reach, position, windows[kind]) for kind in set(layer_types)}
-    return mask(reach, position, window)
+        return {kind: mask(windows[kind]) for kind in set(layer_types)}
+    return mask(window)

@@ -20,7 +20,7 @@ class Squad(Format):
 
     def text(self, fields: Fields) -> Text:
         """Return `Context: ... Question: ... Answer:` and the first answer."""
-        context, question = text_field(fields, "context"), text_field(fields, "question")
+        prompt = self.prompt(fields)
         answers = field(fields, "answers")
         texts = answers.get("text") if isinstance(answers, Mapping) else None
         if not isinstance(texts, list):
@@ -28,12 +28,16 @@ class Squad(Format):
         if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise ValueError("it has no answer: answers.text is empty")
         return Text(
-            prompt=f"Context: {context} Question: {question} Answer:",
+            prompt=prompt,
             completion=f" {texts[0]}",
             id=fields.get("id"),
-            group=context,
+            group=fields["context"],
             references=tuple(texts),
         )
+
+    def prompt(self, fields: Fields) -> str:
+        """Return `Context: ... Question: ... Answer:`."""
+        return f"Context: {text_field(fields, 'context')} Question: {text_field(fields, 'question')} Answer:"
 
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
         """Return exact match and F1 against the best of the references, from 0 to 1, as the official script does."""

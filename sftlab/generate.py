@@ -1,0 +1,86 @@
+"""python -m sftlab.generate run=DIR prompt="...": a model's answer to a prompt, to a file of prompts, or in a chat."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sftlab import command
+
+DECODING = ("max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "seed")
+
+
+def generate(cfg: DictConfig) -> None:
+    """Answer what is asked."""
+    given = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(given, dict)
+    asked = [key for key in ("prompt", "fields", "prompts") if given[key] not in (None, {})]
+    if len(asked) > 1 or not (asked or given["chat"]):
+        raise ValueError('ask one thing: prompt="...", fields.NAME="...", prompts=FILE output=FILE, or chat=true')
+    if asked == ["prompts"] and (given["output"] is None or given["chat"]):
+        raise ValueError("prompts=FILE needs output=FILE, and takes chats as rows with messages, not chat=true")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("generate runs in one process: start it without torchrun")
+
+    import torch
+
+    from sftlab.build import component
+    from sftlab.decoding import Decoding
+    from sftlab.inference import Inference
+    from sftlab.run import quiet_transformers
+    from sftlab.trained import resolve
+
+    how = Decoding(**{key: given[key] for key in DECODING})
+    trained = resolve(given["run"])
+    quiet_transformers()
+    format = component("data.format", trained.format) if trained.format else None
+    inference = Inference.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if given["chat"]:
+        talk(inference, given, how)
+    elif given["prompts"] is not None:
+        answer(inference, format, given, how)
+    else:
+        from sftlab.decoding import decode
+        from sftlab.prompts import request
+
+        fields = given["fields"] or {"prompt": text_of(given["prompt"])}
+        if given["fields"] and format is None:
+            raise ValueError(f"fields: run={given['run']} names a model without its run's text format: use prompt=")
+        asked_for = request(inference, fields, format)
+        ((_, tokens),) = decode(inference.scorer, [asked_for.tokens], how, inference.ends)
+        print(inference.text(tokens).strip())
+
+
+def text_of(prompt: str) -> str:
+    """Return the prompt; `-` is what standard input holds, without the newline that ends its last line."""
+    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+
+
+def talk(inference: Any, given: dict[Any, Any], how: Any) -> None:
+    """Hold a conversation, or answer one message."""
+    from sftlab.chat import converse, typed
+
+    lines = typed() if given["prompt"] is None else [text_of(given["prompt"])]
+    converse(inference, lines, how, given["system"])
+
+
+def answer(inference: Any, format: Any, given: dict[Any, Any], how: Any) -> None:
+    """Answer a file of prompts."""
+    from sftlab.prompts import answer_file, read_requests
+
+    requests = read_requests(inference, Path(given["prompts"]).expanduser(), format)
+    settings = {key: given[key] for key in ("run", *DECODING) if key != "batch_size"}
+    output = Path(given["output"]).expanduser()
+    before = answer_file(inference, requests, output, how, settings)
+    print(f"{len(requests)} answers in {output}" + (f", {before} of them from before" if before else ""))
+
+
+def main() -> None:
+    """Entry point."""
+    command.main(generate, "generate")
+
+
+if __name__ == "__main__":
+    main()
