@@ -1,0 +1,1 @@
+"""Serving: an OpenAI-compatible server for one model, by transformers in this process or by vLLM in its own."""

@@ -1,0 +1,217 @@
+"""The HTTP side of the transformers engine: /health, /v1/models, /v1/completions and /v1/chat/completions.
+
+Handlers are plain functions, which Starlette runs in threads, so that /health answers while a model thinks.
+"""
+
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sftlab.serving.engine import Engine, Piece, Sampling
+from sftlab.serving.protocol import ChatRequest, CompletionRequest, Request, RequestError, envelope, parse, usage
+
+log = logging.getLogger(__name__)
+
+
+def make_app(engine: Engine, model: str) -> Starlette:
+    """Return the application that serves `engine` under the name `model`."""
+    began = int(time.time())
+
+    async def health(_: HttpRequest) -> Response:
+        return Response()
+
+    async def models(_: HttpRequest) -> Response:
+        card = {"id": model, "object": "model", "created": began, "owned_by": "sftlab", "max_model_len": engine.longest}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def completions(http: HttpRequest) -> Response:
+        request = parse(CompletionRequest, await read(http), model)
+        return await respond(Completions(engine, model, request))
+
+    async def chat(http: HttpRequest) -> Response:
+        request = parse(ChatRequest, await read(http), model)
+        return await respond(Chat(engine, model, request))
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+        ],
+        exception_handlers={RequestError: refused, HTTPException: not_there, Exception: failed},
+    )
+
+
+class Answer(ABC):
+    """What one request gets: its answers, whole or in pieces."""
+
+    whole: str
+    piece: str
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: str,
+        request: Request,
+        prompts: Sequence[list[int]],
+        max_tokens: int | None,
+        ends: frozenset[int],
+    ) -> None:
+        """Raise RequestError, before anything is sent, for a prompt without room or a token that does not exist."""
+        self.engine, self.model, self.request, self.prompts, self.ends = engine, model, request, prompts, ends
+        self.how = sampling(engine, request, max_tokens)
+        try:
+            for prompt in prompts:
+                engine.check(prompt, max_tokens)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    @abstractmethod
+    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        """Return one whole answer."""
+
+    @abstractmethod
+    def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
+        """Return one piece of an answer."""
+
+    def pieces(self) -> Iterator[tuple[int, Piece]]:
+        """Yield the pieces of all answers, one answer after the other."""
+        for i, prompt in enumerate(self.prompts):
+            for piece in self.engine.answer(prompt, self.how, self.ends):
+                yield i, piece
+
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        texts, last = [""] * len(self.prompts), [Piece("")] * len(self.prompts)
+        for i, piece in self.pieces():
+            texts[i], last[i] = texts[i] + piece.text, piece
+        choices = [self.choice(i, t, p.finish_reason) for i, (t, p) in enumerate(zip(texts, last, strict=True))]
+        counts = usage(sum(map(len, self.prompts)), sum(p.num_tokens for p in last))
+        return envelope(self.whole, self.model, choices, usage=counts)
+
+    def events(self) -> Generator[str, None, None]:
+        """Yield the answer as server-sent events. An error ends the stream, as an event of its own."""
+        head = envelope(self.piece, self.model, [])
+        started: set[int] = set()
+        total = 0
+        try:
+            for i, piece in self.pieces():
+                yield event({**head, "choices": [self.delta(i, piece, i not in started)]})
+                started.add(i)
+                total += piece.num_tokens
+            if self.request.stream_options and self.request.stream_options.include_usage:
+                yield event({**head, "usage": usage(sum(map(len, self.prompts)), total)})
+        except Exception as error:
+            log.exception("the answer failed")
+            yield event(RequestError(f"{type(error).__name__}: {error}", 500).body())
+        yield "data: [DONE]\n\n"
+
+
+class Completions(Answer):
+    """Continuations of texts, or of tokens."""
+
+    whole = piece = "text_completion"
+
+    def __init__(self, engine: Engine, model: str, request: CompletionRequest) -> None:
+        prompts = [p if isinstance(p, list) else engine.inference.encode(p).tolist() for p in request.prompts]
+        super().__init__(engine, model, request, prompts, request.max_tokens, engine.inference.ends)
+
+    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        """Return one whole answer."""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+    def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
+        """Return one piece of an answer."""
+        return self.choice(index, piece.text, piece.finish_reason)
+
+
+class Chat(Answer):
+    """The assistant's next words."""
+
+    whole, piece = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, engine: Engine, model: str, request: ChatRequest) -> None:
+        talk = engine.inference
+        if not talk.tokenizer.chat_template:
+            raise RequestError("this model has no chat template: it continues texts, POST /v1/completions")
+        try:
+            prompt = talk.encode_chat([m.plain() for m in request.messages]).tolist()
+        except Exception as error:  # a template's own raise_exception, and whatever jinja meets in it
+            raise RequestError(f"the chat template refuses these messages: {error}") from error
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        super().__init__(engine, model, request, [prompt], max_tokens, talk.turn_ends())
+
+    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        """Return one whole answer."""
+        return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+
+    def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
+        """Return one piece of an answer."""
+        role = {"role": "assistant"} if first else {}
+        return {"index": index, "delta": {**role, "content": piece.text}, "finish_reason": piece.finish_reason}
+
+
+def sampling(engine: Engine, request: Request, max_tokens: int | None) -> Sampling:
+    """Return how to choose tokens: what the request says, else what the model's generation_config does."""
+    asked = {key: getattr(request, key) for key in ("temperature", "top_p", "top_k")}
+    chosen = engine.defaults() | {key: value for key, value in asked.items() if value is not None}
+    return Sampling(max_tokens=max_tokens, seed=request.seed, stop=request.stops, **chosen)
+
+
+async def read(http: HttpRequest) -> Any:
+    """Return the JSON of a request. Raises: RequestError."""
+    try:
+        return json.loads(await http.body())
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+
+
+async def respond(answer: Answer) -> Response:
+    """Return the whole answer, or a stream of it."""
+    if answer.request.stream:
+        return StreamingResponse(close_with(answer.events()), media_type="text/event-stream")
+    return JSONResponse(await run_in_threadpool(answer.body))
+
+
+async def close_with(events: Generator[str, None, None]) -> AsyncIterator[str]:
+    """Yield events; the generation ends where the client goes away."""
+    try:
+        async for item in iterate_in_threadpool(events):
+            yield item
+    finally:
+        events.close()
+
+
+def event(body: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
+async def refused(_: HttpRequest, error: Exception) -> Response:
+    """Answer a request that cannot be answered."""
+    assert isinstance(error, RequestError)
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+async def not_there(http: HttpRequest, error: Exception) -> Response:
+    """Answer a request for a path or a method that there is none of."""
+    assert isinstance(error, HTTPException)
+    known = "/health, /v1/models, /v1/completions and /v1/chat/completions"
+    said = RequestError(f"{http.method} {http.url.path}: {error.detail}; this server has {known}", error.status_code)
+    return JSONResponse(said.body(), status_code=error.status_code)
+
+
+async def failed(_: HttpRequest, error: Exception) -> Response:
+    """Answer a request that broke the server; the traceback is in its log."""
+    return JSONResponse(RequestError(f"{type(error).__name__}: {error}", 500).body(), status_code=500)

