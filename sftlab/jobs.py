@@ -1,0 +1,111 @@
+"""What SLURM says of jobs: the states of many in one call of squeue, and of sacct for those it has forgotten.
+
+No result files are read here: whether a point finished is its run directory's word, whether its job lives is SLURM's.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+FIELDS = "%i|%T|%L|%r"
+UNKNOWN = "UNKNOWN"
+# In these a job has no more to say. The rest (PENDING, RUNNING, REQUEUED, COMPLETING, SUSPENDED, ...) may still change;
+# PREEMPTED and NODE_FAIL too, where the job is requeued, and then squeue says PENDING soon after.
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's state in SLURM's words, the seconds its time limit leaves it, and why it waits."""
+
+    state: str
+    left_s: int | None = None
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """True once the job can only be resubmitted; False while it waits, runs, or nobody knows."""
+        return self.state in ENDED
+
+
+class NoSlurm(OSError):
+    """The SLURM clients are missing or cannot reach the controller."""
+
+
+def states(job_ids: Iterable[str]) -> dict[str, Job]:
+    """Return every job's state by its id (`12`, or `12_3` for an array's element).
+
+    A job that SLURM has forgotten is UNKNOWN (squeue keeps ended ones for MinJobAge, 5 min by default). An element that
+    is gone while its siblings are known was cancelled before it ran: SLURM then keeps no record of it, for ever.
+    Raises: NoSlurm if squeue is missing or the controller does not answer.
+    """
+    wanted = list(dict.fromkeys(job_ids))
+    if not wanted:
+        return {}
+    bases = sorted({job.split("_")[0] for job in wanted})
+    found = in_queue(bases)
+    if any(job not in found for job in wanted):
+        found = in_accounting(bases) | found
+    known = {job.split("_")[0] for job in found}
+    gone = {job: Job("CANCELLED" if "_" in job and job.split("_")[0] in known else UNKNOWN) for job in wanted}
+    return {job: found.get(job, gone[job]) for job in wanted}
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """Cancel jobs. Raises: NoSlurm if scancel is missing or refuses."""
+    wanted = list(job_ids)
+    if wanted:
+        ask("scancel", *wanted)
+
+
+def in_queue(bases: list[str]) -> dict[str, Job]:
+    """Return what squeue knows of jobs and arrays, an entry an element."""
+    try:
+        text = ask(
+            "squeue", "--all", "--array", "--noheader", "--states=all", f"--format={FIELDS}", f"-j{','.join(bases)}"
+        )
+    except NoSlurm as error:
+        if "Invalid job id" in str(error):  # what it says if it knows none of them
+            return {}
+        raise
+    rows = [line.split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
+    return {job: Job(state, seconds(left), reason) for job, state, left, reason in rows}
+
+
+def in_accounting(bases: list[str]) -> dict[str, Job]:
+    """Return what sacct knows; nothing where the site keeps no accounts."""
+    try:
+        text = ask("sacct", "--noheader", "--parsable2", "--format=JobID,State", f"-j{','.join(bases)}")
+    except NoSlurm:
+        return {}
+    rows = [line.split("|", 1) for line in text.splitlines() if "|" in line]
+    # "CANCELLED by 1000" is CANCELLED; 12.batch and 12_[3-5] are no jobs
+    return {job: Job(state.split()[0]) for job, state in rows if re.fullmatch(r"\d+(_\d+)?", job) and state.strip()}
+
+
+def ask(*command: str) -> str:
+    """Return what a SLURM client prints. Raises: NoSlurm if it cannot be run, fails, or says nothing within 60 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
+    except FileNotFoundError:
+        raise NoSlurm(
+            f"{command[0]}: no such program here; run this on a machine with the SLURM clients, "
+            'or first eval "$(slurm/local-cluster env)"'
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise NoSlurm(f"{command[0]} did not answer within 60 s: is the SLURM controller up (scontrol ping)?") from None
+    if done.returncode:
+        raise NoSlurm(f"{' '.join(command[:3])} ... failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def seconds(time_left: str) -> int | None:
+    """Return the seconds in SLURM's [days-][[hours:]minutes:]seconds; None for UNLIMITED, INVALID and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", time_left.strip())
+    if not match:
+        return None
+    days, first, second, last = match.groups()
+    hours, minutes = (first, second) if second is not None else (None, first)
+    return ((int(days or 0) * 24 + int(hours or 0)) * 60 + int(minutes or 0)) * 60 + int(last)
