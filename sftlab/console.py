@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sftlab.evaluation import Sample
+if TYPE_CHECKING:  # it brings torch, and commands that only show something take words from here
+    from sftlab.evaluation import Sample
 
 SHOWN_SAMPLES = 3
 
@@ -27,8 +29,8 @@ class Console:
         self.log = log.open("a", encoding="utf-8") if log else None
         self.first: tuple[int, float] | None = None
         self.before: Mapping[str, float] | None = None
-        self.first_samples: dict[str, Sample] = {}
-        self.last_samples: Sequence[Sample] = ()
+        self.first_samples: dict[str, "Sample"] = {}
+        self.last_samples: "Sequence[Sample]" = ()
         self.live = Live(console=self.terminal, refresh_per_second=4, transient=True, redirect_stdout=False)
         if self.terminal.is_terminal and not quiet:
             self.live.start()
@@ -68,7 +70,7 @@ class Console:
             self.live.update("")
             self.say(line)
 
-    def evaluation(self, step: int, scores: Mapping[str, float], samples: Sequence[Sample]) -> None:
+    def evaluation(self, step: int, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
         """Show scores, beside those of the first evaluation once there are later ones; remember the samples."""
         if self.before is None:
             self.before, self.first_samples = dict(scores), {s.id: s for s in samples}

@@ -8,6 +8,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ class Metrics:
         self._file.flush()
         for tracker in self.trackers:
             tracker.write(step, values)
+
+    def samples(self, step: int, samples: Sequence[Any]) -> None:
+        """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object a line."""
+        if self._file is None or not samples:
+            return
+        with Path(self._file.name).with_name("samples.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **asdict(s)}) + "\n" for s in samples)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Hand a text to the trackers."""

@@ -175,6 +175,7 @@ class Trainer:
                 samples += found.samples
         if scores:
             self.metrics.write(step, self.time_s if step else 0.0, scores)
+            self.metrics.samples(step, samples)
             self.console.evaluation(step, scores, samples)
         if samples:
             self.metrics.text(step, "val/answers", markdown(samples))

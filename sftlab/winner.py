@@ -1,0 +1,63 @@
+"""best.yaml: an experiment file that runs a sweep's winner again."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Where and how a run ran, not what it computed.
+LEFT_OUT = ("run_dir", "resume", "launcher", "sweeper")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One override of the winner: `key=value`, the value parsed, and whether it chooses an option of a config group."""
+
+    key: str
+    value: Any
+    is_group: bool
+    is_deletion: bool = False
+
+
+def write(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
+    """Write best.yaml into a sweep's folder, and a link to it where `--config-dir` finds experiments; return its path."""
+    file = folder / "best.yaml"
+    partial = folder / f".best.yaml.{os.getpid()}"
+    partial.write_text(text(folder, choices, about), encoding="utf-8")
+    partial.replace(file)
+    link = folder / "experiment" / "best.yaml"
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / "best.yaml")
+    return file
+
+
+def text(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> str:
+    """Return the experiment file: how to use it, the options that the winner chose, the values that it set."""
+    kept = [c for c in choices if c.key.split(".")[0] not in LEFT_OUT]
+    deleted = [f"'~{c.key}'" for c in kept if c.is_deletion]
+    use = f"python -m sftlab.train --config-dir {folder} {' '.join(['experiment=best', *deleted])}"
+    head = [
+        "# @package _global_",
+        *(f"# {line}" for line in about),
+        f"#   {use}",
+        "# or copy this file to conf/experiment/NAME.yaml: python -m sftlab.train experiment=NAME",
+    ]
+    defaults: list[Any] = [{f"/{c.key}": c.value} for c in kept if c.key == "experiment"]
+    defaults += [
+        {f"override /{c.key}": c.value} for c in kept if c.is_group and not c.is_deletion and c.key != "experiment"
+    ]
+    values: dict[str, Any] = {}
+    for c in kept:
+        if c.is_group or c.is_deletion:
+            continue
+        *parents, leaf = c.key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = c.value
+    body = ([{"defaults": defaults}] if defaults else []) + ([values] if values else [])
+    return "\n".join([*head, *(yaml.safe_dump(part, sort_keys=False).rstrip() for part in body)]) + "\n"
