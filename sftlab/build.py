@@ -38,12 +38,6 @@ def component(path: str, node: Any) -> Any:
     return instantiate(node, _convert_="all")
 
 
-def component(path: str, node: Any) -> Any:
-    """Return the one component that a node of a config describes, such as a run's `data.format`; `path` names it."""
-    check_node(path, node)
-    return instantiate(node, _convert_="all")
-
-
 @dataclass(frozen=True)
 class Run:
     """The parts of a run that its start and its end need."""

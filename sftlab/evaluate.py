@@ -41,8 +41,8 @@ def on_data(trained: Trained, given: Mapping[Any, Any], choice: str) -> None:
     from sftlab.distributed import world
     from sftlab.inference import Inference
     from sftlab.measure import Measurement
-    from sftlab.report import compare, show, write_report
     from sftlab.run import quiet_libraries
+    from sftlab.scorecard import compare, show, write_report
 
     own = choice == OWN
     if not given["data"]:
@@ -110,8 +110,8 @@ def on_tasks(trained: Trained, given: Mapping[Any, Any]) -> None:
     from sftlab.harness import run_tasks
     from sftlab.inference import Inference
     from sftlab.measure import write_lines
-    from sftlab.report import compare, show, write_report
     from sftlab.run import quiet_transformers
+    from sftlab.scorecard import compare, show, write_report
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tasks= runs in one process: start it without torchrun")

@@ -41,7 +41,10 @@ def hydra_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def composed(*overrides: str) -> dict[str, Any]:
     """Return the resolved config of `train`, as the command hands it to a run."""
-    config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    made = compose("train", list(overrides))
+    for key in OmegaConf.missing_keys(made):
+        OmegaConf.update(made, key, "somebody/something")
+    config = OmegaConf.to_container(made, resolve=True)
     assert isinstance(config, dict)
     return {str(k): v for k, v in config.items()}
 
@@ -55,8 +58,7 @@ def test_there_are_options() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_binds(group: str, option: str) -> None:
-    filled = ["model.name_or_path=somebody/something"] if (group, option) == ("model", "hf") else []
-    check(composed(f"{group}={option}", *filled))
+    check(composed(f"{group}={option}"))
 
 
 def test_the_binding_sees_what_does_not_fit() -> None:
