@@ -55,8 +55,9 @@ def test_there_are_options() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_binds(group: str, option: str) -> None:
-    filled = ["model.name_or_path=somebody/something"] if (group, option) == ("model", "hf") else []
-    check(composed(f"{group}={option}", *filled))
+    filled = {("model", "hf"): ["model.name_or_path=somebody/something"]}
+    filled |= {("data", name): ["data.path=rows.jsonl"] for name in ("chat", "prompt_completion", "text")}
+    check(composed(f"{group}={option}", *filled.get((group, option), [])))
 
 
 def test_the_binding_sees_what_does_not_fit() -> None:
