@@ -29,8 +29,8 @@ class Console:
         self.log = log.open("a", encoding="utf-8") if log else None
         self.first: tuple[int, float] | None = None
         self.before: Mapping[str, float] | None = None
-        self.first_samples: dict[str, "Sample"] = {}
-        self.last_samples: "Sequence[Sample]" = ()
+        self.first_samples: dict[str, Sample] = {}
+        self.last_samples: Sequence[Sample] = ()
         self.live = Live(console=self.terminal, refresh_per_second=4, transient=True, redirect_stdout=False)
         if self.terminal.is_terminal and not quiet:
             self.live.start()

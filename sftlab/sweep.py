@@ -111,17 +111,23 @@ def answer(found: "Sweep", metric: str, score: str, report: bool, console: Conso
 
     if groups[0].best is not None:
         file = winner.write(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
-        console.print(f"\nthe winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})")
+        console.print(
+            f"\nthe winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})"
+        )
     console.print(f"report: {page.write(found, groups, metric, score)}")
 
 
 def about(group: "Group", found: "Sweep", metric: str, score: str) -> list[str]:
     """Return what to say of the winner in best.yaml."""
     assert group.best is not None and group.mean is not None
-    lines = [f"The winner of {found.folder}: point {group.best.num}, {score} {metric} {group.best.value(metric, score)}."]
+    lines = [
+        f"The winner of {found.folder}: point {group.best.num}, {score} {metric} {group.best.value(metric, score)}."
+    ]
     if len(group.points) > 1:
         deviation = f", standard deviation {group.deviation:.3g}" if group.deviation is not None else ""
-        lines.append(f"The best of its seeds; over {len(group.scored)} of them the mean is {group.mean:.6g}{deviation}.")
+        lines.append(
+            f"The best of its seeds; over {len(group.scored)} of them the mean is {group.mean:.6g}{deviation}."
+        )
     return [*lines, "Run it again with"]
 
 
