@@ -57,11 +57,8 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
 
-    tokenizer = model.load_tokenizer()
     model_config = model.load_config(world.device)
-    check_vocabulary(model_config, tokenizer)
-    longest = model_config.get_text_config().max_position_embeddings
-    train, val = data.examples(tokenizer, min(data.max_length or longest, longest))
+    tokenizer, train, val = read_data(model, data, model_config)
 
     scorer = Scorer(skeleton(model_config))
     scorer = parts["parallel"](
@@ -70,18 +67,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     fill(scorer, lambda: model.load_weights(model_config, seed), world)
     optimizer = parts["optim"](scorer)
 
-    length = data.row_length or row_length(train, val, world.device)
-    arranger = Arranger(
-        layout=data.layout,
-        row_length=length,
-        rows_per_microbatch=settings.rows_per_microbatch,
-        rank=world.rank,
-        num_ranks=world.size,
-        pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        length_multiple=round_up(length // 8, 128) if settings.compile or world.device.type == "cuda" else 16,
-        prediction_multiple=256 if settings.compile else 1,
-        pin_memory=world.device.type == "cuda",
-    )
+    arranger = arrange(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
 
@@ -125,6 +111,50 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         stop=stop,
     )
     return Run(trainer, tokenizer, train, val, run_dir, data.path)
+
+
+def preview_parts(
+    config: Mapping[str, Any], device: torch.device
+) -> tuple[Any, Examples | Joined, Examples | Joined | None, Plan, Arranger]:
+    """Return the tokenizer, the examples of training and validation, the plan and the layout of a run of one rank."""
+    parts = instantiate({name: config[name] for name in ("model", "data", "trainer")}, _convert_="all")
+    model, data, settings = parts["model"], parts["data"], parts["trainer"]
+    tokenizer, train, val = read_data(model, data, model.load_config(device))
+    plan = Plan(train.groups, settings.batch_size, config["seed"], data.shuffle, data.group_by_prefix)
+    return tokenizer, train, val, plan, arrange(data, settings, tokenizer, train, val, device)
+
+
+def read_data(model: Any, data: Any, model_config: Any) -> tuple[Any, Examples | Joined, Examples | Joined | None]:
+    """Return the tokenizer, the training and the validation examples, none longer than the model's positions."""
+    tokenizer = model.load_tokenizer()
+    check_vocabulary(model_config, tokenizer)
+    longest = model_config.get_text_config().max_position_embeddings
+    return tokenizer, *data.examples(tokenizer, min(data.max_length or longest, longest))
+
+
+def arrange(
+    data: Any,
+    settings: Any,
+    tokenizer: Any,
+    train: Examples | Joined,
+    val: Examples | Joined | None,
+    device: torch.device,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Arranger:
+    """Return how the examples of a step become this rank's microbatches."""
+    length = data.row_length or row_length(train, val, device)
+    return Arranger(
+        layout=data.layout,
+        row_length=length,
+        rows_per_microbatch=settings.rows_per_microbatch,
+        rank=rank,
+        num_ranks=num_ranks,
+        pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        length_multiple=round_up(length // 8, 128) if settings.compile or device.type == "cuda" else 16,
+        prediction_multiple=256 if settings.compile else 1,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def row_length(train: Examples | Joined, val: Examples | Joined | None, device: torch.device) -> int:

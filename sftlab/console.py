@@ -47,8 +47,12 @@ class Console:
         table.add_column(overflow="fold")
         for name, value in facts.items():
             table.add_row(name, Text(value))
-        self.terminal.print(table)
-        self._write("\n".join([title, *(f"  {name:<12} {value}" for name, value in facts.items())]))
+        plain = "\n".join([title, *(f"  {name:<{max(map(len, facts))}}  {value}" for name, value in facts.items())])
+        if self.terminal.is_terminal:
+            self.terminal.print(table)
+        else:
+            self.terminal.print(plain, markup=False)  # a table would be folded at 80 columns
+        self._write(plain)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show a logged step: one live line on a terminal, a line each elsewhere."""

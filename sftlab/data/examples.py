@@ -99,6 +99,23 @@ class Examples(Sequence[Example]):
         """Return where in the source an example comes from, and its id where it has one of its own."""
         return self.store.named(int(self.kept[index]))
 
+    def find_row(self, row: int) -> int:
+        """Return the index of the example made of the source's row `row`, the first being 1.
+
+        Raises: ValueError that says what became of it.
+        """
+        stored = self.store.rows
+        at = int(np.searchsorted(stored, row - 1))
+        if at < len(stored) and stored[at] == row - 1:
+            index = int(np.searchsorted(self.kept, at))
+            if index < len(self.kept) and self.kept[index] == at:
+                return index
+            reasons = [reason for reason, rows in self.dropped.items() if at in rows]
+            raise ValueError(f"row={row} is no training example: {', '.join(reasons) or 'it is held out'}")
+        num_rows = len(stored) + self.num_skipped
+        what = "it was skipped" if 1 <= row <= num_rows else f"there are rows 1 to {num_rows}"
+        raise ValueError(f"row={row} is no training example: {what}")
+
     def hold_out(self, num: int) -> tuple["Examples", "Examples"]:
         """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.
 
@@ -195,6 +212,17 @@ class Joined(Sequence[Example]):
     def num_skipped(self) -> int:
         """How many rows of the sources gave no example."""
         return sum(p.num_skipped for p in self.parts.values())
+
+    def where(self, index: int) -> str:
+        """Return where in its source an example comes from."""
+        name, part = list(self.parts.items())[int(self.part[index])]
+        return f"{name}: {part.where(int(self.member[index]))}"
+
+    def find_row(self, row: int) -> int:
+        """Return the index of an example by its number in the epoch, the first being 1: the sources count their own."""
+        if not 1 <= row <= len(self):
+            raise ValueError(f"row={row}: the mixture has examples 1 to {len(self)}")
+        return row - 1
 
     def _each(self, values: Sequence[Array]) -> Array:
         starts = np.cumsum([0, *map(len, values)])

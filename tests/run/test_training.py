@@ -204,7 +204,8 @@ def test_plain_lines_where_there_is_no_terminal(runs: dict[str, Path]) -> None:
         out = (runs[kind] / "stdout.txt").read_text()
         first, *rest = out.splitlines()
         assert first == "sftlab: sft"
-        assert [line.split()[0] for line in rest[:6]] == ["model", "parameters", "data", "tokens", "steps", "device"]
+        words = ["model", "parameters", "data", "training", "validation", "layout", "steps", "device"]
+        assert [line.split()[0] for line in rest[:8]] == words
         assert sum(line.startswith("step ") and "examples/s" in line and "left" in line for line in rest) == STEPS
         assert out.count("val/exact_match") == 2 and out.count("expected  ") == 3
         assert "\x1b" not in out and "\r" not in out
