@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+SAMPLES = "samples.jsonl"  # generated answers, beside metrics.jsonl
+
 
 class Tracker(ABC):
     """Where numbers go beside metrics.jsonl."""
@@ -91,11 +93,9 @@ class Metrics:
         """
         if self.path is None or self._file is None:
             return
-        kept = [line for line in read_metrics(self.path) if step and line["step"] <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file.close()
-        partial.replace(self.path)
+        cut_lines(self.path.with_name(SAMPLES), step)
+        kept = cut_lines(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")
         self.last, self.best = {}, {}
         for line in kept:
@@ -118,7 +118,7 @@ class Metrics:
         """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object a line."""
         if self._file is None or not samples:
             return
-        with Path(self._file.name).with_name("samples.jsonl").open("a", encoding="utf-8") as file:
+        with Path(self._file.name).with_name(SAMPLES).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **asdict(s)}) + "\n" for s in samples)
 
     def text(self, step: int, name: str, text: str) -> None:
@@ -139,6 +139,16 @@ class Metrics:
             if "/" in name and math.isfinite(value):
                 choose = min if lower_is_better(name) else max
                 self.best[name] = choose(self.best.get(name, value), value)
+
+
+def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Leave in a file of lines those of steps up to `step`, none for step 0, and return them."""
+    kept = [line for line in read_metrics(path) if step and line["step"] <= step]
+    if path.exists():
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(path)
+    return kept
 
 
 def lower_is_better(name: str) -> bool:

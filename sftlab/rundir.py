@@ -69,17 +69,17 @@ def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> 
     Raises: RunDirError if it holds anything but a run of the same mathematics (with `resume_anyway`, of any); or any
     run at all, with resume=never. Nothing in it is touched then.
     """
+    source = source_of(config)
+    if source is not None:
+        origin = source if (source / CONFIG).is_file() else source.resolve().parents[1]
+        if (origin / CONFIG).is_file():
+            compare(origin, read_config(origin), config)
     theirs = reserve(folder, config, overrides)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    put(folder / "environment.json", json.dumps(environment(), indent=2))
     summary = read_summary(folder)
     if summary.get("status") == "finished" and theirs is not None and not differences(theirs, config):
         return Claim(finished=summary)
     (folder / SUMMARY).unlink(missing_ok=True)
-    source = source_of(config)
-    if source is not None:
-        origin = source if (source / CONFIG).is_file() else source.parents[1]
-        if (origin / CONFIG).is_file():
-            compare(origin, read_config(origin), config)
     # The same command again goes on where it was; said for the first time, it goes back to the named checkpoint.
     again = theirs is not None and theirs.get("resume") == config.get("resume")
     rewind = source is not None and not again and source.resolve().parent == (folder / "checkpoints").resolve()
@@ -91,7 +91,7 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
     theirs = None
     if folder.exists() and not folder.is_dir():
         raise RunDirError(f"run_dir={folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not p.name.startswith(f".{CONFIG}.") for p in folder.iterdir()):
         if not (folder / CONFIG).is_file():
             raise RunDirError(
                 f"run_dir={folder} is not empty and not a run (it has no {CONFIG}); name another directory"
@@ -101,8 +101,8 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
         theirs = read_config(folder)
         compare(folder, theirs, config)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False))
-    (folder / OVERRIDES).write_text(yaml.dump(list(overrides), Dumper=DUMPER))
+    put(folder / CONFIG, yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False))
+    put(folder / OVERRIDES, yaml.dump(list(overrides), Dumper=DUMPER))
     return theirs
 
 
@@ -204,11 +204,16 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
         write_summary(folder, {**summary, **failure})
 
 
+def put(path: Path, text: str) -> None:
+    """Write a file whole, since a run may be killed at any moment; under a name of this process until it is."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json whole."""
-    partial = folder / f".{SUMMARY}.{os.getpid()}"
-    partial.write_text(json.dumps(dict(summary), indent=2))
-    partial.replace(folder / SUMMARY)
+    put(folder / SUMMARY, json.dumps(dict(summary), indent=2))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]
     """Run these configs one after the other on `ranks` processes; return how each ended, on each rank.
 
     A key `crash_at` raises in place of that step; `stop_at` sends this process SIGTERM in it, on the last rank;
-    `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples.
+    `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples. `fill_at`
+    fills the disk of the file `fill` up to 64 KiB in that step; `looks_free`: the system does not say so beforehand.
     """
     context = mp.get_context("spawn")
     ports = [free_port() for _ in configs]
@@ -58,6 +60,9 @@ def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]
             assert process.exitcode == 0
         found = dict(ends)
     return [[found[i, r] for r in range(ranks)] for i in range(len(configs))]
+
+
+EXTRAS = ("crash_at", "stop_at", "nan_at", "indices", "fill_at", "fill", "looks_free")
 
 
 class Crash(Exception):
@@ -74,7 +79,7 @@ def _rank(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]]
 
     for i, config in enumerate(configs):
         os.environ["MASTER_PORT"] = str(ports[i])
-        extra = {k: config.pop(k) for k in ("crash_at", "stop_at", "nan_at", "indices") if k in config}
+        extra = {k: config.pop(k) for k in EXTRAS if k in config}
         restore = _patch(extra, rank, ranks)
         try:
             ends[i, rank] = f"score {run(config, [])!r}"
@@ -100,6 +105,9 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
             raise Crash
         if step == extra.get("stop_at") and rank == ranks - 1:
             signal.raise_signal(signal.SIGTERM)
+        if step == extra.get("fill_at"):
+            self.checkpoints.wait()
+            fill(Path(extra["fill"]))
         if "indices" in extra and rank == 0:
             with open(extra["indices"], "a") as file:
                 file.write(json.dumps({"step": step, "indices": data.indices.tolist()}) + "\n")
@@ -107,11 +115,26 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
         Trainer.backward = (lambda s, b, scale: backward(s, b, scale) * float("nan")) if spoiled else backward
         return original(self, step, data)
 
+    usage = shutil.disk_usage
+    if extra.get("looks_free"):
+        shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
+
     def restore() -> None:
+        shutil.disk_usage = usage
+        if "fill" in extra:
+            Path(extra["fill"]).unlink(missing_ok=True)
         Trainer.train_step, Trainer.backward = original, backward
 
     Trainer.train_step = train_step
     return restore
+
+
+def fill(path: Path, leave: int = 1 << 16) -> None:
+    """Write a file that leaves `leave` bytes of its disk."""
+    with path.open("wb") as file:
+        while (free := os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize) > leave:
+            file.write(bytes(min(free - leave, 1 << 16)))
+            file.flush()
 
 
 def measured(run_dir: Path, *prefixes: str) -> dict[tuple[int, str], Any]:

@@ -1,0 +1,44 @@
+"""python -m sftlab.export run=DIR step=N: write a checkpoint of a run as a Hugging Face folder, on the host alone."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sftlab import command
+
+
+def export(cfg: DictConfig) -> None:
+    """Export one checkpoint of `run`, the newest without `step`; prints where it lies."""
+    import torch
+
+    from sftlab.checkpoint import PREFIX, complete
+    from sftlab.models.weights import export as write
+    from sftlab.parallel import compute_dtype
+    from sftlab.rundir import read_config
+
+    run = Path(str(cfg.run)).expanduser()
+    checkpoints = {int(p.name.removeprefix(PREFIX)): p for p in complete(run / "checkpoints")}
+    if not checkpoints:
+        raise ValueError(f"run={cfg.run}: expected a run's directory; there is no checkpoint in {run / 'checkpoints'}")
+    step = max(checkpoints) if cfg.step is None else cfg.step
+    if step not in checkpoints:
+        raise ValueError(f"step={step}: this run has checkpoints of steps {', '.join(map(str, sorted(checkpoints)))}")
+    output = Path(str(cfg.output)).expanduser() if cfg.output else run / "export" / checkpoints[step].name
+    if output.exists() and not (output / "config.json").is_file():
+        raise ValueError(f"output={output} exists and is no model folder: it would be overwritten. Name another")
+    config = read_config(run)
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(config["parallel"].get("param_dtype", "auto") if cfg.dtype == "run" else cfg.dtype, here)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    trusted = bool(config["model"].get("trust_remote_code"))
+    write(checkpoints[step], output, dtype, trust_remote_code=trusted, shard_size=cfg.shard_size)
+    print(f"step {step}, {str(dtype).removeprefix('torch.')}: {output}")
+
+
+def main() -> None:
+    """Entry point."""
+    command.main(export, "export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A checkpoint folder is whole or the file that is not is named; what is in it is never run."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftlab import manifest
+from sftlab.checkpoint import complete
+
+
+def whole(folder: Path) -> Path:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    path = folder / "step_00000001"
+    save({"x": torch.arange(1000.0), "y": {"z": torch.ones(10)}}, checkpoint_id=str(path), no_dist=True)
+    manifest.write(path, {"step": 1}, manifest.describe(path, ["__0_0.distcp", ".metadata"]))
+    return path
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def test_an_untouched_checkpoint_is_whole(tmp_path: Path) -> None:
+    path = whole(tmp_path)
+    assert manifest.damage(path) == [] and manifest.read(path)["step"] == 1
+    assert complete(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("how", ["truncated", "corrupted", "missing"])
+def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, how: str) -> None:
+    path = whole(tmp_path)
+    file = path / name
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    (line,) = manifest.damage(path)
+    assert str(file) in line and how in line
+    assert manifest.damage(path, 0, 2) + manifest.damage(path, 1, 2) == [line], "one rank or the other reads it"
+
+
+def test_a_folder_without_its_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    path = whole(tmp_path)
+    (path / manifest.NAME).write_text('{"step": 1, "fil')
+    assert "checkpoint.json" in manifest.damage(path)[0]
+    (path / manifest.NAME).unlink()
+    assert complete(tmp_path) == []
+
+
+def test_a_file_shorter_than_its_tensors_completes_no_checkpoint(tmp_path: Path) -> None:
+    path = whole(tmp_path)
+    (path / manifest.NAME).unlink()
+    shard = path / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(manifest.Damaged, match=r"__0_0\.distcp has"):
+        manifest.write(path, {"step": 1}, manifest.describe(path, ["__0_0.distcp", ".metadata"]))
+    assert not (path / manifest.NAME).exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("this must not run",))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = whole(tmp_path)
+    (path / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print"):
+        manifest.Reader(path).read_metadata()
+    evil = tmp_path / "evil.json"
+    evil.write_text(json.dumps({}))
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save({"x": Evil()}, checkpoint_id=str(tmp_path / "evil"), no_dist=True)
+    with pytest.raises(BaseException, match="Weights only load failed|weights_only"):
+        reader = manifest.Reader(tmp_path / "evil")
+        load({"x": ""}, storage_reader=reader, planner=manifest.Planner(), no_dist=True)
+    assert "this must not run" not in capsys.readouterr().out
