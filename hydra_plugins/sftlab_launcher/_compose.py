@@ -108,7 +108,10 @@ def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[J
     overrides = {p["num"]: p["overrides"] for p in sweep.points}
     if queued:
         ids = sorted({job.split("_")[0] for job in queued}, key=int)
-        console.print(f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {' '.join(ids)}; the sweep is {sweep.dir}", soft_wrap=True)
+        console.print(
+            f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {' '.join(ids)}; the sweep is {sweep.dir}",
+            soft_wrap=True,
+        )
     if queued and not sweep.launcher["wait"]:
         console.print(f"see it with\n  {come_back(sweep)}", soft_wrap=True)
         return [JobReturn(overrides=overrides[num], status=JobStatus.COMPLETED) for num in nums]
