@@ -12,12 +12,13 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sftlab import launcher
 from sftlab.check import check
-from sftlab.command import point_dir, refuse_point_keys
+from sftlab.command import explain, point_dir, refuse_point_keys
 from sftlab.launcher.record import Sweep, read_json
 from sftlab.launcher.watch import Point, come_back, failures, look, wait
 
@@ -79,7 +80,7 @@ def point(
     """Return a point: number, overrides, resolved config. Raises: ValueError naming the point if parts do not bind."""
     composed = compose(config, list(overrides))
     task_overrides = list(composed.hydra.overrides.task)
-    refuse_point_keys(task_overrides)
+    refuse_point_keys([*sys.argv, *task_overrides])
     kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     kept.run_dir = point_dir(sweep_dir / str(num))
     resolved = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
@@ -87,8 +88,8 @@ def point(
     made = {str(key): value for key, value in resolved.items()}
     try:
         check(made)
-    except ValueError as error:
-        raise ValueError(f"point {num} ({' '.join(task_overrides)}): {error}") from None
+    except (ValueError, InstantiationException) as error:
+        raise ValueError(f"point {num} ({' '.join(task_overrides)}): {explain(error, 'train')}") from None
     return num, task_overrides, made
 
 
