@@ -128,9 +128,7 @@ def read_point(folder: Path, num: int, entry: Mapping[str, Any], jobs: Mapping[s
     if state == "running" and step and max_steps:
         left_s = (max_steps - step) * last["time_s"] / step
     error = summary.get("error", "") or (f"SLURM: {job.state}" if job and state == job.state.lower() else "")
-    return Point(
-        num, tuple(overrides), run_dir, entry.get("job_id"), state, step, max_steps, left_s, last, best, error
-    )
+    return Point(num, tuple(overrides), run_dir, entry.get("job_id"), state, step, max_steps, left_s, last, best, error)
 
 
 def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned: bool) -> str:

@@ -11,7 +11,6 @@ from sftlab.launcher.job import Stalled, note_attempt
 from sftlab.launcher.record import Sweep, differing
 from sftlab.launcher.slurm import clean_environment
 from sftlab.launcher.snapshot import own_packages, snapshot
-from sftlab.launcher.watch import Point, last_metrics
 from sftlab.rundir import note_failure
 from tests.support import command
 
@@ -158,26 +157,6 @@ def test_the_record_keeps_points_and_names_what_differs(tmp_path):
     assert differing([["+a.b=1", "c=x=1"], ["+a.b=1", "c=x=2"], ["+a.b=1"]]) == ["c"]
     with pytest.raises(ValueError, match="no sweep's directory"):
         Sweep.read(tmp_path / "0")
-
-
-@pytest.mark.parametrize(
-    ("state", "status", "passed"),
-    [("COMPLETED", "finished", True), ("FAILED", "finished", False), ("UNKNOWN", "finished", True),
-     ("", "finished", True), ("COMPLETED", "", False), ("COMPLETED", "failed", False), ("TIMEOUT", "stopped", False)],
-)  # fmt: skip
-def test_a_point_passes_if_it_finished_and_slurm_does_not_object(state, status, passed):
-    point = Point(0, [], state, True, status, None, None, None, None, None, None, "1")
-    assert point.passed is passed
-
-
-def test_the_tail_of_the_metrics_has_the_last_of_each(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    assert last_metrics(file) == {}
-    lines = [{"step": s, "train/loss": 1 / (s + 1)} for s in range(5000)] + [
-        {"step": 5000, "val/loss": v} for v in (2, 3)
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
-    assert last_metrics(file) == {"step": 5000, "train/loss": 1 / 5000, "val/loss": 2}
 
 
 def test_a_surrounding_jobs_variables_do_not_reach_sbatch(monkeypatch):
