@@ -197,10 +197,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return the message for an unknown key: which options of its group take it, or the nearest key there is."""
     known = list(known)
     group, _, leaf = key.partition(".")
-    takers = [o for o in options(group) if leaf and leaf.split(".")[0] in keys_of_option(group, o)]
+    keys_of = {o: keys_of_option(group, o) for o in options(group)} if leaf else {}
+    takers = [o for o, theirs in keys_of.items() if leaf.split(".")[0] in theirs]
     if takers:
         names = " and ".join(f"{group}={t}" for t in takers)
         return f"{key}: the chosen {group} option has no such key; it belongs to {names}"
+    known += sorted({f"{group}.{k}" for theirs in keys_of.values() for k in theirs} - set(known))
     return f"{key}: no such key; {nearest(key, known) or 'see --cfg job for those there are'}".rstrip("; ")
 
 

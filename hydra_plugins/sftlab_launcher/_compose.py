@@ -12,14 +12,16 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sftlab import launcher
 from sftlab.check import check
-from sftlab.command import point_dir, refuse_point_keys
+from sftlab.command import explain, point_dir, refuse_point_keys
 from sftlab.launcher.record import Sweep, read_json
-from sftlab.launcher.watch import Point, come_back, failures, look, wait
+from sftlab.launcher.watch import come_back, failures, look, wait
+from sftlab.points import Point
 
 
 class Composer:
@@ -79,7 +81,7 @@ def point(
     """Return a point: number, overrides, resolved config. Raises: ValueError naming the point if parts do not bind."""
     composed = compose(config, list(overrides))
     task_overrides = list(composed.hydra.overrides.task)
-    refuse_point_keys(task_overrides)
+    refuse_point_keys([*sys.argv, *task_overrides])
     kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     kept.run_dir = point_dir(sweep_dir / str(num))
     resolved = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
@@ -87,8 +89,8 @@ def point(
     made = {str(key): value for key, value in resolved.items()}
     try:
         check(made)
-    except ValueError as error:
-        raise ValueError(f"point {num} ({' '.join(task_overrides)}): {error}") from None
+    except (ValueError, InstantiationException) as error:
+        raise ValueError(f"point {num} ({' '.join(task_overrides)}): {explain(error, 'train')}") from None
     return num, task_overrides, made
 
 
@@ -104,36 +106,33 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
 
 def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:
     """Return how the points ended; None as the value of points that were queued and not waited for."""
-    console = Console(highlight=False)
-    overrides = {p["num"]: p["overrides"] for p in sweep.points}
+    console = Console(highlight=False, soft_wrap=True)
+    again = come_back(sweep.dir)
     if queued:
-        ids = sorted({job.split("_")[0] for job in queued}, key=int)
-        console.print(
-            f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {' '.join(ids)}; the sweep is {sweep.dir}",
-            soft_wrap=True,
-        )
+        ids = " ".join(sorted({job.split("_")[0] for job in queued}, key=int))
+        console.print(f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {ids}; the sweep is {sweep.dir}")
     if queued and not sweep.launcher["wait"]:
-        console.print(f"see it with\n  {come_back(sweep)}", soft_wrap=True)
-        return [JobReturn(overrides=overrides[num], status=JobStatus.COMPLETED) for num in nums]
+        console.print(f"see it with\n  {again}")
+        return [
+            JobReturn(overrides=p["overrides"], status=JobStatus.COMPLETED) for p in sweep.points if p["num"] in nums
+        ]
     try:
-        points = wait(sweep, nums, console) if queued else look(sweep, nums)
+        found = wait(sweep.dir, nums, console) if queued else look(sweep.dir, nums)
     except KeyboardInterrupt:
-        console.print(
-            f"\nthe jobs go on; come back with\n  {come_back(sweep)}\nend them with\n  {come_back(sweep)} cancel=true",
-            soft_wrap=True,
-        )
+        console.print(f"\nthe jobs go on; come back with\n  {again} watch=true\nend them with\n  {again} cancel=true")
         sys.exit(130)
-    failed = None if all(p.passed for p in points) else PointsFailed(failures(sweep, points))
-    return [outcome(sweep, p, failed) for p in points]
+    failed = None if all(p.state == "finished" for p in found.points) else PointsFailed(failures(found))
+    return [outcome(p, failed) for p in found.points]
 
 
 class PointsFailed(ValueError):
     """Some points of a sweep did not finish; the message tells which, why and where to look."""
 
 
-def outcome(sweep: Sweep, point: Point, failed: PointsFailed | None) -> JobReturn:
+def outcome(point: Point, failed: PointsFailed | None) -> JobReturn:
     """Return one point's end for Hydra; its value raises where the point failed."""
-    made = JobReturn(overrides=point.overrides, working_dir=str(sweep.run_dir(point.num)))
-    made.status = JobStatus.COMPLETED if point.passed else JobStatus.FAILED
-    made.return_value = read_json(sweep.run_dir(point.num) / "summary.json").get("score") if point.passed else failed
+    passed = point.state == "finished"
+    made = JobReturn(overrides=point.overrides, working_dir=str(point.folder))
+    made.status = JobStatus.COMPLETED if passed else JobStatus.FAILED
+    made.return_value = read_json(point.folder / "summary.json").get("score") if passed else failed
     return made

@@ -16,9 +16,12 @@ from sftlab import schedule
 def cosine(
     step: int, total_steps: int, *, fault: str = "none", at: int = 0, cause: str = "", slow_s: float = 0
 ) -> float:
-    """sftlab's cosine, with a fault of rank 1 at step `at`: raise, kill, or late (after the last collective)."""
-    time.sleep(slow_s)
-    if fault != "none" and dist.get_rank() == 1 and step == at and Path(cause).exists():
+    """sftlab's cosine, with a fault of rank 1 at step `at`: raise, kill, or late (after the last collective).
+
+    Any other name is a slow run's: a fault named `slow_2` takes 2 s a step.
+    """
+    time.sleep(float(fault.partition("_")[2] or slow_s))
+    if fault in ("raise", "kill", "late") and dist.get_rank() == 1 and step == at and Path(cause).exists():
         if fault == "raise":
             raise ValueError(f"a fault on rank 1 at step {step}")
         if fault == "kill":
