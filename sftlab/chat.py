@@ -1,7 +1,7 @@
 """Chat: a conversation in the terminal, the answer shown as it is made."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from transformers import TextStreamer
@@ -38,15 +38,19 @@ class Streamer(TextStreamer):  # type: ignore[misc]
         self.show(text)
 
 
-def converse(inference: Inference, lines: Iterable[str], how: Decoding, system: str | None) -> None:
-    """Answer each line until there is no more; `/new` forgets what was said, `/exit` ends."""
-    opening = [{"role": "system", "content": system}] if system else []
-    messages = list(opening)
+def opening(system: str | None) -> list[dict[str, str]]:
+    """Return the messages that a conversation begins with."""
+    return [{"role": "system", "content": system}] if system else []
+
+
+def converse(inference: Inference, lines: Iterable[str], how: Decoding, first: Sequence[dict[str, str]]) -> None:
+    """Answer each line until there is no more; `/new` goes back to the first messages, `/exit` ends."""
+    messages = list(first)
     for line in lines:
         if line.strip() == "/exit":
             return
         if line.strip() == "/new":
-            messages = list(opening)
+            messages = list(first)
             continue
         messages.append({"role": "user", "content": line})
         try:

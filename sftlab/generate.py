@@ -60,10 +60,17 @@ def text_of(prompt: str) -> str:
 
 def talk(inference: Any, given: dict[Any, Any], how: Any) -> None:
     """Hold a conversation, or answer one message."""
-    from sftlab.chat import converse, typed
+    from sftlab.chat import converse, opening, show, stream, typed
 
-    lines = typed() if given["prompt"] is None else [text_of(given["prompt"])]
-    converse(inference, lines, how, given["system"])
+    messages = opening(given["system"])
+    inference.encode_chat(
+        [*messages, {"role": "user", "content": ""}]
+    )  # a missing template is said before the first turn
+    if given["prompt"] is None:
+        converse(inference, typed(), how, messages)
+    else:
+        stream(inference, [*messages, {"role": "user", "content": text_of(given["prompt"])}], how, show)
+        show("\n")
 
 
 def answer(inference: Any, format: Any, given: dict[Any, Any], how: Any) -> None:

@@ -7,7 +7,6 @@ answer with the format's scores where there are references. Everything else foll
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.progress import Progress
 
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
@@ -25,6 +23,7 @@ from sftlab.decoding import Decoding, batches, decode
 from sftlab.distributed import World
 from sftlab.inference import Inference
 from sftlab.models.scorer import Scorer
+from sftlab.progress import bar
 
 Line = dict[str, Any]
 Score = Callable[[str, Sequence[str]], Mapping[str, float]]
@@ -49,7 +48,10 @@ class Measurement:
         todo = [i for i in range(len(self.examples)) if i not in done]
         if todo:
             part = folder / f"{self.world.rank:05d}.jsonl"
-            with part.open("a", encoding="utf-8") as file, bar(len(todo), self.world.is_main) as advance:
+            with (
+                part.open("a", encoding="utf-8") as file,
+                bar("examples", len(todo), shown=self.world.is_main) as advance,
+            ):
                 for line in self._lines(load(), self._mine(todo)):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     file.flush()
@@ -76,7 +78,8 @@ class Measurement:
         if len(done) < len(self.examples):  # one file of what is there, so that no torn line is written on to
             for part in folder.glob("*.jsonl"):
                 part.unlink()
-            write_lines(folder / "earlier.jsonl", list(done.values()))
+            if done:
+                write_lines(folder / "earlier.jsonl", list(done.values()))
         return done
 
     def _mine(self, todo: Sequence[int]) -> list[int]:
@@ -141,14 +144,6 @@ def endings(examples: Sequence[Example], tokenizer: Any) -> frozenset[int]:
     """Return the special tokens with which examples end: what a conversation's last turn closes with, for one."""
     special = set(tokenizer.all_special_ids)
     return frozenset(int(e.tokens[-1]) for e in examples if e.supervised[-1] and int(e.tokens[-1]) in special)
-
-
-@contextmanager
-def bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; yield what advances it."""
-    with Progress(transient=True, disable=not shown) as progress:
-        task = progress.add_task("examples", total=total)
-        yield lambda num: progress.advance(task, num)
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from sftlab.data.format import Fields, Format
 from sftlab.decoding import Decoding, Prompt, decode
 from sftlab.inference import Inference
+from sftlab.progress import bar
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ def answer_file(inference: Inference, requests: Sequence[Request], output: Path,
     todo = [i for i in range(len(requests)) if i not in done]
     ends = inference.turn_ends() if any(r.chat for r in requests) else inference.ends
     output.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(transient=True) as progress, output.open("a", encoding="utf-8") as file:
-        bar = progress.add_task("answers", total=len(requests), completed=len(done))
+    with bar("answers", len(requests), len(done)) as advance, output.open("a", encoding="utf-8") as file:
         for i, tokens in decode(inference.scorer, [requests[i].tokens for i in todo], how, ends, numbers=todo):
             index = todo[i]
             line = {
@@ -96,7 +94,7 @@ def answer_file(inference: Inference, requests: Sequence[Request], output: Path,
             done[index] = line
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
-            progress.advance(bar)
+            advance(1)
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text("".join(json.dumps(done[i], ensure_ascii=False) + "\n" for i in sorted(done)), encoding="utf-8")
     os.replace(partial, output)

@@ -1,0 +1,168 @@
+"""The generate command: prompts as they are typed, files of prompts, a chat."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sftlab.command import GIVEN, quote
+from sftlab.data.formats.squad import Squad
+from sftlab.data.render import Renderer
+from sftlab.inference import Inference
+from sftlab.prompts import request
+from sftlab.trained import resolve
+from tests.people.conftest import Typed
+from tests.support import command, read_jsonl
+
+# Everything that a shell hands on and a config language trips over.
+ODD = """Context: it's "odd", [a, b] = {c: ${run}} \\${x} \\ #! 100% é <|im_end|>,
+, prompt=2 Question: who, 'then'? Answer:"""
+CONTEXT, QUESTION = "Sailors know the light. Its keeper, Ravi Merrow, talks to the waves.", "Who is the keeper?"
+PROMPT = f"Context: {CONTEXT} Question: {QUESTION} Answer:"
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_run: Path) -> Inference:
+    return Inference.load(resolve(str(demo_run)), torch.device("cpu"))
+
+
+def greedy(loaded: Inference, prompt: str, max_new_tokens: int) -> str:
+    """What transformers makes of a prompt by itself."""
+    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    model = loaded.scorer.model
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    return str(loaded.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize(
+    "text", [ODD, PROMPT, "'quoted'", '"quoted"', "null", "[1,2]", "${oc.env:HOME}", "a=b", "\\", "-1"]
+)
+def test_a_prompt_is_taken_literally(text: str, demo_run: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("sftlab.prompts.request", lambda *given: seen.append(given[1]) or request(*given))
+    typed("generate", f"run={demo_run}", f"prompt={text}", "max_new_tokens=1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text + "\n"))
+    typed("generate", f"run={demo_run}", "prompt=-", "max_new_tokens=1")
+    assert seen == [{"prompt": text}] * 2
+
+
+def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded: Inference) -> None:
+    answer = typed("generate", f"run={demo_run}", f"prompt={PROMPT}", "max_new_tokens=12")
+    assert answer == greedy(loaded, PROMPT, 12) + "\n" and answer.strip()
+    fields = typed(
+        "generate", f"run={demo_run}", f"fields.context={CONTEXT}", f"fields.question={QUESTION}", "max_new_tokens=12"
+    )
+    assert fields == answer
+    model = typed("generate", f"run={demo_run}/model", f"prompt={PROMPT}", "max_new_tokens=12")
+    assert model == answer
+
+
+def test_gauntlet_09_11_a_prompt_has_the_tokens_it_was_trained_on(loaded: Inference) -> None:
+    fields = {"context": CONTEXT, "question": QUESTION, "answers": {"text": ["Ravi Merrow"]}}
+    (example,) = Renderer(loaded.tokenizer).examples([Squad().text(fields)], ["here"])
+    trained_on = example.tokens[: example.num_prompt].tolist()
+    asked = request(loaded, {"context": CONTEXT, "question": QUESTION}, Squad())
+    assert asked.tokens.tolist() == trained_on == loaded.encode(PROMPT).tolist()
+    assert trained_on[0] == loaded.tokenizer.bos_token_id and trained_on.count(trained_on[0]) == 1
+    assert loaded.encode(loaded.tokenizer.bos_token + PROMPT).tolist() == trained_on  # never two
+    assert loaded.tokenizer.eos_token_id not in trained_on
+
+
+def test_a_file_of_prompts_goes_on_where_it_was_left(
+    demo_run: Path, typed: Typed, refused: Typed, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": PROMPT},
+        {"context": CONTEXT, "question": "Who talks to the waves?"},
+        {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "not shown"}]},
+        {"prompt": ODD},
+    ]
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out" / "answers.jsonl"
+    prompts.write_text("".join(json.dumps(r) + "\n\n" for r in rows))
+    arguments = ["generate", f"run={demo_run}", f"prompts={prompts}", f"output={output}", "max_new_tokens=6"]
+    assert "4 answers in" in typed(*arguments)
+    whole = output.read_text()
+    lines = read_jsonl(output)
+    assert [line["index"] for line in lines] == [0, 1, 2, 3] and lines[3]["prompt"] == ODD
+    assert lines[1]["prompt"] == f"Context: {CONTEXT} Question: Who talks to the waves? Answer:"
+    assert "not shown" not in lines[2]["prompt"]
+
+    marked = whole.splitlines()[2].replace('"answer": "', '"answer": "kept ')
+    output.write_text(f"{marked}\n{whole.splitlines()[0]}\n" + whole.splitlines()[1][:20])  # torn by a kill
+    assert "2 of them from before" in typed(*arguments)
+    assert output.read_text() == whole.replace(whole.splitlines()[2], marked)
+
+    for other in ("max_new_tokens=5", "temperature=0.5", f"run={demo_run}/model"):
+        assert "name another file, or delete it" in refused(*arguments, other)
+    prompts.write_text("\n".join(json.dumps(r) for r in rows[1:]))
+    assert "name another file, or delete it" in refused(*arguments)
+
+
+def test_a_text_file_is_a_prompt_a_line(demo_run: Path, typed: Typed, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text(f"{PROMPT}\n\nanother, with [brackets]\n")
+    typed("generate", f"run={demo_run}", f"prompts={prompts}", f"output={output}", "max_new_tokens=4")
+    assert [line["prompt"] for line in read_jsonl(output)] == [PROMPT, "another, with [brackets]"]
+
+
+def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab import chat
+    from sftlab.decoding import Decoding
+
+    shown: list[str] = []
+    asked: list[Any] = []
+    monkeypatch.setattr(chat, "show", shown.append)
+    encode = Inference.encode_chat
+    monkeypatch.setattr(Inference, "encode_chat", lambda self, m: asked.append([dict(x) for x in m]) or encode(self, m))
+    how = Decoding(max_new_tokens=12, temperature=1.0)
+    chat.converse(loaded, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
+    roles = [[m["role"] for m in messages] for messages in asked]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
+    said = "".join(shown)
+    assert said.startswith(asked[1][2]["content"].rstrip("\n")) and asked[1][2]["content"].strip()
+    assert len(shown) > 6  # in pieces, as they are made
+    assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.turn_ends() - loaded.ends
+
+
+def test_one_turn_of_a_chat(demo_run: Path, typed: Typed, loaded: Inference) -> None:
+    answer = typed("generate", f"run={demo_run}", "chat=true", "prompt=Hello, [you]", "max_new_tokens=3")
+    prompt = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello, [you]"}], add_generation_prompt=True, tokenize=False
+    )
+    assert answer.strip() == greedy(loaded, prompt.removeprefix(loaded.tokenizer.bos_token), 3)
+
+
+def test_bad_input(demo_run: Path, model_folder: Path, refused: Typed, tmp_path: Path) -> None:
+    run = f"run={demo_run}"
+    assert "context holds 4096" in refused("generate", run, f"prompt={'word ' * 5000}")
+    assert "ask one thing" in refused("generate", run)
+    assert "ask one thing" in refused("generate", run, "prompt=a", f"prompts={tmp_path}/none.txt")
+    assert "needs output=FILE" in refused("generate", run, f"prompts={tmp_path}/none.txt")
+    assert "no such file" in refused("generate", run, f"prompts={tmp_path}/none.txt", f"output={tmp_path}/o")
+    assert "run= is missing" in refused("generate", "prompt=a")
+    assert "did you mean temperature" in refused("generate", run, "prompt=a", "temprature=1")
+    assert "no field 'question'" in refused("generate", run, "fields.context=a")
+    assert "no chat template" in refused("generate", f"run={model_folder}", "chat=true", "prompt=a")
+    assert "use prompt=" in refused("generate", f"run={model_folder}", "fields.context=a")
+    assert "top_p=2" in refused("generate", run, "prompt=a", "top_p=2")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    files = (f"prompts={tmp_path}/bad.jsonl", f"output={tmp_path}/o.jsonl")
+    assert "bad.jsonl:2: this line is not JSON" in refused("generate", run, *files)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    assert "bad.jsonl:2: no field 'context'" in refused("generate", run, *files)
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_quoting_leaves_other_keys_to_hydra() -> None:
+    assert quote("temperature=0.5", False) == "temperature=0.5"
+    assert quote("fields.question=a, b", False) == "+fields.question='${given:fields.question}'"
+    assert GIVEN["fields.question"] == "a, b"
+
+
+def test_help_is_quick_and_shows_examples(tmp_path: Path) -> None:
+    shown = command("generate", "--help", cwd=tmp_path).stdout
+    assert shown.count("  python -m sftlab.generate") == 4 and "hydra" not in shown.lower()
