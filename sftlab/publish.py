@@ -38,15 +38,16 @@ def publish(cfg: DictConfig) -> None:
     prompt = cfg.prompt or example_prompt(trained)
     token = get_token()
     folder = stage(trained.run_dir, Path(trained.model), cfg.repo_id, trained.config, prompt, licence, token)
+    if cfg.dry_run:
+        done = f"dry run: nothing was uploaded. {folder} is what {cfg.repo_id} would be"
+    else:
+        message = cfg.message or default_message(trained)
+        url = upload(folder, cfg.repo_id, private=cfg.private, update=bool(cfg["update"]), message=message, token=token)
+        done = f"published{' privately' if cfg.private else ''}: {url}"
     listing(folder)
     if licence.id is None:
         print("the licence is not known: the card says so; license= states one")
-    if cfg.dry_run:
-        print(f"dry run: nothing was uploaded. {folder} is what {cfg.repo_id} would be")
-        return
-    message = cfg.message or default_message(trained)
-    url = upload(folder, cfg.repo_id, private=cfg.private, update=bool(cfg["update"]), message=message, token=token)
-    print(f"published{' privately' if cfg.private else ''}: {url}")
+    print(done)
 
 
 def check_repo_id(repo_id: str | None) -> None:
@@ -74,13 +75,12 @@ def example_prompt(trained: Trained) -> str:
     format = component("data.format", trained.format)
     assert trained.config is not None
     val_path = str(trained.config["data"].get("val_path") or "")
-    fields: Mapping[str, Any] = Blank()
     if val_path.startswith(SCHEME):
         with open(locate(val_path), encoding="utf-8") as file:
-            fields = json.loads(file.readline())
+            return str(format.prompt(json.loads(file.readline())))
     try:
-        return str(format.prompt(fields))
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return str(format.prompt(Blank()))
+    except ValueError:
         return BLANK  # a format whose prompt cannot be made of blanks, such as a conversation's
 
 

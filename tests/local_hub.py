@@ -44,7 +44,7 @@ class LocalHub:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs to take this for the hub. Xet has a protocol of its own: LFS, which the hub speaks too."""
+        """What a process needs to take this for the hub. Files go by LFS: Xet has a protocol of its own."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -184,7 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self.send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         siblings = [{"rfilename": f} for f in repo.files]
-        self.send({"id": name, "modelId": name, "sha": repo.sha, "private": repo.private, "siblings": siblings, "tags": []})
+        self.send(
+            {"id": name, "modelId": name, "sha": repo.sha, "private": repo.private, "siblings": siblings, "tags": []}
+        )
 
     def tree(self, name: str, _: str) -> None:
         files = self.hub.repos[name].files
@@ -195,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self.send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if path not in repo.files:
-            return self.send({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.sha})
+            return self.send(
+                {"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.sha}
+            )
         content = repo.files[path]
         self.send(content, headers={"ETag": f'"{etag(content)}"', "X-Repo-Commit": repo.sha})
 

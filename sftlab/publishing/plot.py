@@ -23,7 +23,7 @@ def loss_plot(lines: Sequence[Mapping[str, Any]]) -> str | None:
     last = max(x for x, _ in both)
     # Before training a loss may be many times what training ends with; the scale is the logarithm's where it is.
     high, low = max(y for _, y in both), min(y for _, y in both)
-    log = low > 0 and high / low > 8
+    log = low > 0 and high / low > 5
     ys = (log_ticks if log else ticks)(low, high)
     bottom, top = min(low, ys[0]), max(high, ys[-1])
 
