@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sftlab import command
-from sftlab.console import duration, short
 from sftlab.trained import Trained, resolve
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -130,6 +129,7 @@ def introduce(
     url: str, name: str, prompt: str, server: Any, running: threading.Event, refused: list[str], began_s: float
 ) -> None:
     """Wait for the server, ask it one question and show the answer; stop it where it cannot answer."""
+    from sftlab.console import duration, short
     from sftlab.serving.servers import ask, wait_until_healthy
 
     if not wait_until_healthy(url, running):

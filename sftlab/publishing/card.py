@@ -1,0 +1,243 @@
+"""The model card: what the model is, how good, how to use it, how it was made. All of it is read from the run."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sftlab.assets import SCHEME
+from sftlab.publishing.licence import Licence
+from sftlab.publishing.paths import relative, relative_tree
+
+TEMPLATE = Path(__file__).with_name("card.md")
+GROUPS = ("optim", "schedule", "peft", "parallel")
+UNSHOWN = ("_target_", "_partial_", "cpu_offload", "replicate", "tensor")
+
+
+def make_card(
+    run_dir: Path, repo_id: str, config: Mapping[str, Any], prompt: str, plot: str | None, of: Licence
+) -> str:
+    """Return the card of a run's model, to be published as `repo_id`; `prompt` is the one its examples use."""
+    run = relative_tree(dict(config), run_dir)
+    environment = read_json(run_dir / "environment.json")
+    summary = read_json(run_dir / "summary.json")
+    scores = [*evaluations(run_dir), *during_training(run_dir)]
+    name = repo_id.rpartition("/")[2]
+    base, data = str(run["model"]["name_or_path"]), run["data"]
+    card_data = ModelCardData(
+        base_model=base if is_hub_id(config["model"]["name_or_path"]) and not from_nothing(run) else None,
+        datasets=[d for d in sources(config["data"]) if is_hub_id(d)] or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["sft", "sftlab"],
+        model_name=name,
+        eval_results=[r for s in scores[:1] for r in eval_results(s, sources(data))] or None,
+        **of.metadata,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repo_id=repo_id,
+        intro=introduction(base, data, summary, run),
+        scores=scores,
+        scores_note="Losses are in nats per target; the other scores are fractions from 0 to 1."
+        + (
+            " Intervals are 95 %, by a paired bootstrap over the examples."
+            if any(s["intervals"] for s in scores)
+            else ""
+        ),
+        prompt_python=python_text(prompt),
+        max_new_tokens=run.get("evaluation", {}).get("max_new_tokens", 32),
+        plot=plot,
+        training=list(training(run, summary, environment)),
+        command=command(environment.get("command", ()), run_dir),
+        provenance=provenance(environment),
+        licence=of.sentence,
+    )
+    return str(card)
+
+
+def introduction(base: str, data: Mapping[str, Any], summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Return what the model is, in a sentence or two."""
+    steps = f" for {summary['steps']:,} steps of {run['trainer']['batch_size']} examples" if "steps" in summary else ""
+    what = " and ".join(link(source, "datasets/") for source in sources(data))
+    if from_nothing(run):
+        return f"A model of the shape of {link(base)}, trained from random weights on {what}{steps}."
+    shipped = " (the demo model that ships with sftlab)" if base.startswith(SCHEME) else ""
+    return f"{link(base)}{shipped}, fine-tuned on {what}{steps} with supervised fine-tuning."
+
+
+def link(name: str, prefix: str = "") -> str:
+    """Return a hub id as a link, any other name as code."""
+    return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else f"`{name}`"
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name is one on the hub, such as user/model: no scheme, no folder or file here."""
+    return name.count("/") == 1 and "://" not in name and name[0] not in "./~" and not Path(name).exists()
+
+
+def from_nothing(run: Mapping[str, Any]) -> bool:
+    """Return whether the run began with random weights."""
+    return bool(run["model"].get("init") == "random")
+
+
+def sources(data: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the data, one for each source of a mixture."""
+    parts = data.get("sources")
+    nodes = list(parts.values()) if isinstance(parts, Mapping) else [data]
+    return list(dict.fromkeys(str(n["path"]) for n in nodes if n.get("path"))) or ["data of an own kind"]
+
+
+def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield a table for each evaluate/*/scores.json, with the base model's scores where they were measured."""
+    for file in sorted(run_dir.glob("evaluate/*/scores.json")):
+        report = read_json(file)
+        scores, base, gaps = report["scores"], report.get("baseline"), report.get("difference") or {}
+        head = ["score", "base model", "this model", "difference", "95 % interval"] if base else ["score", "this model"]
+        rows = []
+        for key, value in scores.items():
+            gap = gaps.get(key)
+            row = [key, number(base.get(key)), f"**{number(value)}**"] if base else [key, number(value)]
+            if base:
+                row += [f"{gap['value']:+.4f}", f"{gap['low']:+.4f} to {gap['high']:+.4f}"] if gap else ["", ""]
+            rows.append(row)
+        data = str(report.get("data", file.parent.name))
+        yield table(f"Evaluation on {data}", report.get("examples"), head, rows, scores, data, intervals=bool(gaps))
+
+
+def during_training(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield a table of the validation scores before training and at its end."""
+    lines = [m for m in read_lines(run_dir / "metrics.jsonl") if any(key.startswith("val/") for key in m)]
+    if not lines:
+        return
+    first, last = lines[0], lines[-1]
+    before = first if first["step"] == 0 else {}
+    keys = [key for key in last if key.startswith("val/")]
+    rows = [[key[4:], number(before.get(key)), f"**{number(last[key])}**"] for key in keys]
+    scores = {key[4:]: last[key] for key in keys}
+    yield table("Validation during training", None, ["score", "before", "after"], rows, scores, None, intervals=False)
+
+
+def table(
+    title: str,
+    num: int | None,
+    head: list[str],
+    rows: list[list[str]],
+    scores: Mapping[str, float],
+    data: str | None,
+    *,
+    intervals: bool,
+) -> dict[str, Any]:
+    """Return a table of scores for the template."""
+    shown = f"{num:,}" if num else None
+    return {
+        "title": title,
+        "num": shown,
+        "head": head,
+        "rows": rows,
+        "scores": scores,
+        "data": data,
+        "intervals": intervals,
+    }
+
+
+def eval_results(scores: Mapping[str, Any], data_of_run: Sequence[str]) -> list[EvalResult]:
+    """Return a table's scores as the hub's metadata have them."""
+    data = scores["data"] or data_of_run[0]
+    return [
+        EvalResult("text-generation", data, data, key, round(value, 6), task_name="Text generation")
+        for key, value in scores["scores"].items()
+    ]
+
+
+def training(
+    run: Mapping[str, Any], summary: Mapping[str, Any], environment: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield what the model was trained with, as (setting, value)."""
+    trainer, data = run["trainer"], run["data"]
+    yield "steps", f"{summary.get('steps', '?'):,}" if "steps" in summary else "not known"
+    yield "batch size", f"{trainer['batch_size']} examples an optimiser step, over all ranks"
+    for group in GROUPS:
+        node = run.get(group) or {}
+        settings = ", ".join(
+            f"{k} {v}" for k, v in node.items() if k not in UNSHOWN and v is not None and v is not False
+        )
+        if settings or "_target_" in node:
+            kind = str(node.get("_target_", "")).rpartition(".")[2]
+            yield {"optim": "optimiser", "parallel": "parallelism"}.get(group, group), f"{kind}: {settings}".strip(": ")
+    yield "gradient clipping", f"global norm {trainer['clip_grad_norm']}" if trainer.get("clip_grad_norm") else "none"
+    kind = str((data.get("format") or {}).get("_target_", "")).rpartition(".")[2]
+    yield "data", ", ".join(f"`{s}`" for s in sources(data)) + (f" as {kind}" if kind else "")
+    longest = data.get("max_length") or "the context"
+    yield "rows", f"layout {data.get('layout')}, {data.get('overlong')} where longer than {longest}"
+    yield "seed", str(run.get("seed"))
+    if "wall_s" in summary:
+        yield "time", f"{summary['wall_s']:,.0f} s"
+    yield "software", ", ".join(f"{name} {version}" for name, version in versions(environment).items())
+
+
+def versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of what computes; a checkout of sftlab has a commit instead."""
+    packages = environment.get("packages", {})
+    found = {name: str(packages.get(name, "not installed")) for name in ("sftlab", "torch", "transformers")}
+    return {name: version for name, version in found.items() if version != "not installed"}
+
+
+def command(argv: Sequence[str], run_dir: Path) -> str:
+    """Return the command that made the run, its paths relative to the run."""
+    if not argv:
+        return "# the run's environment.json names no command"
+    words = list(argv)
+    start = next((i for i, w in enumerate(words) if w.endswith(".py") or "sftlab" in Path(w).name), 0)
+    module = Path(words[start]).stem.removeprefix("sftlab-")
+    shown = ["python", "-m", f"sftlab.{module}"]
+    for word in words[start + 1 :]:
+        key, equals, value = word.partition("=")
+        if value[:1] == value[-1:] == "'" and len(value) > 1:
+            value = value[1:-1].replace("\\'", "'")  # the quotes that command.py put around a path
+        shown.append(shlex.quote(f"{key}{equals}{relative(value, run_dir)}"))
+    return " ".join(shown)
+
+
+def provenance(environment: Mapping[str, Any]) -> str:
+    """Return which code made the run."""
+    commit = environment.get("git_commit")
+    if not commit:
+        return f"Code: sftlab {versions(environment).get('sftlab', 'of unknown version')}, not from a git checkout."
+    changed = (
+        " with uncommitted changes, which the run keeps in its environment.json" if environment.get("git_diff") else ""
+    )
+    return f"Code: sftlab at commit `{commit}`{changed}. Paths are relative to the run's directory, which is `.`"
+
+
+def python_text(text: str, width: int = 96) -> str:
+    """Return a text as a Python literal, over several lines where it is long."""
+    if len(text) <= width:
+        return json.dumps(text, ensure_ascii=False)
+    pieces = [""]
+    for word in re.findall(r"\S*\s*", text):
+        if pieces[-1] and len(pieces[-1]) + len(word) > width:
+            pieces.append("")
+        pieces[-1] += word
+    return "(\n" + "".join(f"    {json.dumps(p, ensure_ascii=False)}\n" for p in pieces) + ")"
+
+
+def number(value: float | None) -> str:
+    """Return a score for a table."""
+    return "" if value is None else f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one where there is no file."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file; none where there is no file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []

@@ -1,0 +1,67 @@
+"""The licence: a fine-tuned model inherits its base's. Where that is not known, this says so and guesses nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.assets import SCHEME
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as a card's metadata have it, and a sentence on where it comes from."""
+
+    id: str | None
+    sentence: str
+    name: str | None = None
+    link: str | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What goes to the card's head; nothing where no licence is known."""
+        found = {"license": self.id, "license_name": self.name, "license_link": self.link}
+        return {key: value for key, value in found.items() if value}
+
+
+def licence_of(base: str, given: str | None, random: bool, network: bool) -> Licence:
+    """Return the licence of a model trained from `base`: the one given, or else the base's own.
+
+    `random`: trained from random weights, so that nothing is inherited. A hub model's card is read where `network`.
+    """
+    if given:
+        return Licence(given, f"`{given}`, as the publisher states.")
+    if random:
+        return Licence(None, "Not stated. The model was trained from random weights, so none is inherited.")
+    if base.startswith(SCHEME):
+        return Licence("apache-2.0", "`apache-2.0`, inherited from the base model, which ships with sftlab.")
+    folder = Path(base).expanduser()
+    data = from_folder(folder) if folder.is_dir() else from_hub(base) if network else None
+    if data is None or not data.get("license"):
+        why = "" if folder.is_dir() or network else " (it was not asked: this is a dry run)"
+        return Licence(None, f"Not known: no licence could be read from the base model's card{why}. Its terms apply.")
+    found = str(data["license"])
+    named = f" ({data['license_name']})" if data.get("license_name") else ""
+    return Licence(
+        found,
+        f"`{found}`{named}, inherited from the base model. Its terms apply to this model too.",
+        data.get("license_name"),
+        data.get("license_link"),
+    )
+
+
+def from_folder(folder: Path) -> dict[str, Any] | None:
+    """Return the metadata of a local model's card."""
+    from huggingface_hub import ModelCard
+
+    card = folder / "README.md"
+    return dict(ModelCard.load(card).data.to_dict()) if card.is_file() else None
+
+
+def from_hub(base: str) -> dict[str, Any] | None:
+    """Return the metadata of a hub model's card; None where it has none or cannot be reached."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return dict(ModelCard.load(base).data.to_dict())
+    except Exception:
+        return None  # the card then says that the licence is not known

@@ -1,0 +1,107 @@
+"""What must not be published: optimiser state, tokens and other secrets, absolute paths. Looked for, never assumed."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sftlab.publishing.paths import ABSOLUTE
+
+STATE = re.compile(
+    r"(^|/)(optimizer|optim|scheduler|rng_state|scaler|trainer_state|training_args|global_step|step_\d+|checkpoints?)"
+    r"([._/-]|$)|\.(distcp|pt|pth|ckpt|pkl|pickle)$|(^|/)\.metadata$",
+    re.IGNORECASE,
+)
+STATE_TENSOR = re.compile(r"exp_avg|optimizer|optim\.|momentum_buffer|(^|\.)state\.")
+SECRET_NAME = re.compile(
+    r"(^|/)(\.env[^/]*|\.netrc|\.git-credentials|credentials|id_(rsa|ed25519|ecdsa)|token|.*\.pem)$"
+)
+SECRETS = {
+    "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
+    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})"),
+    "an OpenAI or Anthropic key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
+    "an AWS key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a Weights & Biases or other API key": re.compile(rb"(?i)\b(?:wandb_|api_?)key[\"'\s:=]+[0-9a-f]{32,}\b"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a password in a URL": re.compile(rb"\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
+}
+TEXT = {".md", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".svg", ".py", ".toml", ".jinja", ""}
+# Learned or inherited text, in which a slash is a slash: a vocabulary has tokens such as /usr/bin.
+LEARNED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "added_tokens.json")
+LARGE_BYTES = 64 * 2**20  # weights: their header is read, their numbers are not
+
+
+def refuse(folder: Path, token: str | None = None) -> None:
+    """Raise ValueError that names every file in `folder` that must not be published, and why. `token` is one's own."""
+    found = [f"  {name}: {why}" for path, name in files(folder) for why in reasons(path, name, token)]
+    if found:
+        raise ValueError(
+            f"{folder} is not fit to be published; nothing was uploaded\n"
+            + "\n".join(found)
+            + "\nTake these out of the folder (and the secret out of use, if it is one), then publish again"
+        )
+
+
+def files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every file under a folder with its name relative to it, in order."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path, path.relative_to(folder).as_posix()
+
+
+def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
+    """Yield why a file must not be published."""
+    if STATE.search(name):
+        yield "optimiser state or a checkpoint, which is for resuming; only model/ is published"
+    if SECRET_NAME.search(name):
+        yield "a file in which secrets are kept"
+    if path.suffix == ".safetensors":
+        head = header(path)
+        state = sorted(key for key in head if key != "__metadata__" and STATE_TENSOR.search(key))
+        if state:
+            yield f"optimiser state: it holds {state[0]}" + (f" and {len(state) - 1} more such" if state[1:] else "")
+        content = json.dumps(head.get("__metadata__", {})).encode()
+    else:
+        content = path.read_bytes() if path.stat().st_size <= LARGE_BYTES else b""
+    if token and token.encode() in content:
+        yield "your own Hugging Face token"
+    for kind, pattern in SECRETS.items():
+        if pattern.search(content):
+            yield kind
+    if path.suffix in TEXT and Path(name).name not in LEARNED:
+        paths = absolute_paths(content, path.suffix == ".json")
+        if paths:
+            yield f"an absolute path of this machine: {paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
+
+
+def header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file. Raises: ValueError if it is none."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            head: dict[str, Any] = json.loads(file.read(size))
+        except (ValueError, OverflowError, MemoryError):
+            raise ValueError(f"{path} is no safetensors file, or half of one") from None
+    return head
+
+
+def absolute_paths(content: bytes, is_json: bool) -> list[str]:
+    """Return the absolute paths in a text; in JSON the values are looked at, but for chat templates."""
+    text = content.decode(errors="replace")
+    if is_json:
+        text = "\n".join(strings(json.loads(text)))
+    return sorted({found.group() for found in ABSOLUTE.finditer(text)})
+
+
+def strings(node: Any) -> Iterator[str]:
+    """Yield every text in a tree, those under `chat_template` left out."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "chat_template":
+                yield from strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value)
+    elif isinstance(node, str):
+        yield node

@@ -1,0 +1,298 @@
+"""python -m sftlab.publish against a hub on loopback: what is written, refused, uploaded and left by failures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import huggingface_hub
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+from sftlab.assets import FOLDER as ASSETS
+from sftlab.publishing.paths import relative
+from sftlab.publishing.plot import log_ticks, loss_plot, ticks
+from sftlab.publishing.refuse import refuse
+from tests.local_hub import TOKEN, LocalHub, Repo
+from tests.people.conftest import Typed
+
+# huggingface_hub's own way of uploading a file by LFS warns in httpx.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+# NeMo AutoModel's guide, as it stands but for the model's name.
+GUIDE = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+model = AutoModelForCausalLM.from_pretrained({name!r})
+prompt = "Context: Sandwell is a port. Question: What is Sandwell? Answer:"
+inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+outputs = model.generate(**inputs, max_length=100)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))
+"""
+
+
+@pytest.fixture
+def run(demo_run: Path, tmp_path: Path) -> Path:
+    """A copy of the demo's run, to be published or broken."""
+    folder = tmp_path / "run, 1"
+    shutil.copytree(demo_run, folder, symlinks=True)
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub on loopback that this process takes for the only one."""
+    with LocalHub().running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        huggingface_hub.utils.disable_progress_bars()
+        huggingface_hub.utils.close_session()
+        yield hub
+        huggingface_hub.utils.close_session()
+        huggingface_hub.utils.enable_progress_bars()
+
+
+def python(code: str, hub: LocalHub, cache: Path) -> str:
+    """Run a program against the hub, in a process and with a cache of its own."""
+    environment = {**os.environ, **hub.env, "HF_HOME": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def snippet(card: str) -> str:
+    """Return the card's first program, that for transformers."""
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def test_dry_run_writes_the_folder_and_asks_nobody(run: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    out = typed("publish", f"run={run}", "repo_id=ada/demo", "dry_run=true")
+    names = {p.name for p in (run / "publish").iterdir()}
+    assert names == {p.name for p in (run / "model").iterdir()} | {"README.md", "loss.svg", "sftlab_config.yaml"}
+    assert all(name in out for name in names) and "nothing was uploaded" in out
+    for file in (run / "model").iterdir():
+        assert (run / "publish" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_card_tells_of_the_run(run: Path, typed: Typed) -> None:
+    scores = {
+        "data": "demo",
+        "examples": 250,
+        "scores": {"loss": 2.0, "f1": 0.25},
+        "baseline": {"loss": 8.0, "f1": 0.125},
+        "difference": {"f1": {"value": 0.125, "low": 0.05, "high": 0.2}},
+    }
+    (run / "evaluate" / "demo").mkdir(parents=True)
+    (run / "evaluate" / "demo" / "scores.json").write_text(json.dumps(scores))
+    typed("publish", f"run={run}", "repo_id=ada/demo", "dry_run=true")
+    card = ModelCard.load(run / "publish" / "README.md")
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "transformers",
+        "text-generation",
+    )
+    assert "base_model" not in data  # the demo's is no repository on the hub
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {"loss": 2.0, "f1": 0.25}
+    text = card.content
+    environment = json.loads((run / "environment.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert "| f1 | 0.1250 | **0.2500** | +0.1250 | +0.0500 to +0.2000 |" in text
+    assert f"| loss | {first_loss(run):.4f} | **{summary['last']['val/loss']:.4f}** |" in text
+    assert "| steps | 60 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
+    assert f"`{environment['git_commit']}`" in text and "![Loss by optimiser step](loss.svg)" in text
+    command = "python -m sftlab.train run_dir=. trainer.max_steps=60 evaluation.answers=8 tracker=none"
+    moved = command.replace("run_dir=.", "'run_dir=../../demo0/run, [of] '\"'\"'today'\"'\"'=1'")
+    assert command in text or moved.split("'")[1][:8] in text
+    assert "vllm serve ada/demo" in text
+    first = json.loads((ASSETS / "demo" / "validation.jsonl").read_text().splitlines()[0])
+    asked: dict[str, str] = {}
+    exec(text[text.index("prompt = ") : text.index("inputs = ")], asked)
+    assert asked["prompt"] == f"Context: {first['context']} Question: {first['question']} Answer:"
+    config = yaml.safe_load((run / "publish" / "sftlab_config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 60 and not config["run_dir"].startswith("/")
+
+
+def first_loss(run: Path) -> float:
+    return float(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["val/loss"])
+
+
+def test_base_model_datasets_and_licence_come_from_the_hub(run: Path, typed: Typed, hub: LocalHub) -> None:
+    card = b"---\nlicense: other\nlicense_name: lamp\nlicense_link: LICENSE\n---\n# A base\n"
+    hub.repos["ada/base"] = Repo(private=False, commits=[{"README.md": card}])
+    set_config(run, model={"name_or_path": "ada/base"}, data={"path": "ada/questions"})
+    typed("publish", f"run={run}", "repo_id=ada/tuned")
+    data = ModelCard(hub.repos["ada/tuned"].files["README.md"].decode()).data
+    assert (data.base_model, data.datasets) == ("ada/base", ["ada/questions"])
+    assert (data.license, data.license_name, data.license_link) == ("other", "lamp", "LICENSE")
+
+
+def test_unknown_licence_is_said_never_guessed(run: Path, typed: Typed) -> None:
+    set_config(run, model={"name_or_path": "ada/base"})
+    out = typed("publish", f"run={run}", "repo_id=ada/tuned", "dry_run=true")
+    card = ModelCard.load(run / "publish" / "README.md")
+    assert "license" not in card.data.to_dict() and "Not known" in card.text and "license= states one" in out
+    typed("publish", f"run={run}", "repo_id=ada/tuned", "dry_run=true", "license=mit")
+    assert ModelCard.load(run / "publish" / "README.md").data.license == "mit"
+
+
+def set_config(run: Path, **groups: dict[str, object]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for group, values in groups.items():
+        config[group] |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_published_model_loads_from_the_hub(run: Path, typed: Typed, hub: LocalHub, tmp_path: Path) -> None:
+    out = typed("publish", f"run={run}", "repo_id=ada/demo")
+    repo = hub.repos["ada/demo"]
+    assert repo.private and f"published privately: {hub.url}/ada/demo" in out
+    assert hub.log.count("commit") == 1 and len(repo.commits) == 2
+    assert repo.files == {p.name: p.read_bytes() for p in (run / "publish").iterdir()}
+    assert "put" in hub.log  # the weights went by LFS
+
+    programs = [
+        GUIDE.format(name=str(run / "model")),
+        GUIDE.format(name="ada/demo"),
+        snippet(repo.files["README.md"].decode()),
+    ]
+    local, published, card = python("\nprint('=====')\n".join(programs), hub, tmp_path / "cache").split("=====\n")
+    assert published == local and "Answer:" in local
+    assert card.rpartition("Answer:")[2].strip()
+
+
+def test_existing_repository_is_left_alone_without_update(
+    run: Path, typed: Typed, refused: Typed, hub: LocalHub
+) -> None:
+    typed("publish", f"run={run}", "repo_id=ada/demo")
+    error = refused("publish", f"run={run}", "repo_id=ada/demo")
+    assert "there already (HTTP 409)" in error and "update=true" in error
+    assert len(hub.repos["ada/demo"].commits) == 2
+
+    hub.repos["ada/demo"].files["model-00001-of-00002.safetensors"] = b"a shard of an earlier version"
+    hub.repos["ada/demo"].files["NOTES.md"] = b"somebody's own"
+    typed("publish", f"run={run}", "repo_id=ada/demo", "update=true", "license=mit")
+    files = hub.repos["ada/demo"].files
+    assert b"license: mit" in files["README.md"] and "NOTES.md" in files
+    assert [f for f in files if f.endswith(".safetensors")] == ["model.safetensors"]
+
+    hub.repos["ada/demo"].private = False
+    assert "is public" in refused("publish", f"run={run}", "repo_id=ada/demo", "update=true")
+    assert len(hub.repos["ada/demo"].commits) == 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+@pytest.mark.parametrize("step", ["create", "commit"])
+def test_hub_that_refuses(run: Path, refused: Typed, hub: LocalHub, step: str, status: int) -> None:
+    hub.fail[step] = status
+    error = refused("publish", f"run={run}", "repo_id=ada/demo")
+    said = {401: "HF_TOKEN", 403: "write access to ada/demo", 500: "trouble of its own"}[status]
+    assert f"HTTP {status}" in error and said in error and "othing was published" in error
+    assert hub.repos == {}
+
+
+def test_commit_that_conflicts(run: Path, typed: Typed, refused: Typed, hub: LocalHub) -> None:
+    typed("publish", f"run={run}", "repo_id=ada/demo")
+    hub.fail["commit"] = 409
+    error = refused("publish", f"run={run}", "repo_id=ada/demo", "update=true", "license=mit")
+    assert "HTTP 409" in error and "publish again with update=true" in error and "as it was" in error
+    assert len(hub.repos["ada/demo"].commits) == 2
+
+
+def test_repository_that_cannot_be_taken_away_is_named(run: Path, refused: Typed, hub: LocalHub) -> None:
+    hub.fail |= {"commit": 403, "delete": 403}
+    assert "delete it by hand" in refused("publish", f"run={run}", "repo_id=ada/demo")
+    assert hub.repos["ada/demo"].files == {}
+
+
+def test_no_hub(run: Path, refused: Typed, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in refused("publish", f"run={run}", "repo_id=ada/demo")
+
+
+BAD = {
+    "optimizer.pt": b"x",
+    "step_00000030/__0_0.distcp": b"x",
+    ".env": b"A=1",
+    "notes.txt": b"my token is hf_" + b"A" * 34,
+    "key.txt": b"-----BEGIN OPENSSH PRIVATE KEY-----",
+    "data.json": b'{"path": "/home/ada/data/train.jsonl"}',
+    "links.md": b"see https://ada:secret@example.org/x",
+    "own.json": json.dumps({"t": TOKEN}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refuses_what_must_not_be_published(run: Path, refused: Typed, hub: LocalHub, name: str) -> None:
+    file = run / "model" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(BAD[name])
+    error = refused("publish", f"run={run}", "repo_id=ada/demo")
+    assert name in error and "nothing was uploaded" in error
+    assert hub.log == [] and not (run / "publish").exists()
+
+
+def test_refuses_optimiser_state_in_safetensors(run: Path, refused: Typed) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"layers.0.exp_avg": torch.zeros(1)}, run / "model" / "more.safetensors")
+    assert "optimiser state: it holds layers.0.exp_avg" in refused(
+        "publish", f"run={run}", "repo_id=ada/demo", "dry_run=true"
+    )
+
+
+def test_what_is_inherited_may_hold_slashes(run: Path) -> None:
+    tokenizer = json.loads((run / "model" / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"content": "/usr/bin/env"})
+    (run / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (run / "model" / "chat_template.jinja").write_text("</tool> files lie in /mnt/data/x {{ messages }}")
+    refuse(run / "model")
+
+
+def test_bad_names_and_runs(run: Path, refused: Typed, tmp_path: Path) -> None:
+    assert "expected user/name" in refused("publish", f"run={run}", "repo_id=demo", "dry_run=true")
+    assert "repo_id=a/b c" in refused("publish", f"run={run}", "'repo_id=a/b c'".strip("'"), "dry_run=true")
+    shutil.copytree(run / "model", tmp_path / "alone")
+    (tmp_path / "alone" / "config.yaml").unlink(missing_ok=True)
+    assert "without the run" in refused("publish", f"run={tmp_path / 'alone'}", "repo_id=a/b", "dry_run=true")
+    shutil.rmtree(run / "model")
+    assert "is not finished" in refused("publish", f"run={run}", "repo_id=a/b", "dry_run=true")
+
+
+def test_paths_are_relative_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("/home/ada/lab/runs/sft/1")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert relative("/home/ada/lab/runs/sft/1/model", run) == "model"
+    assert relative("/home/ada/lab/my data, new/a.jsonl", run) == "../../../my data, new/a.jsonl"
+    assert relative("/home/bob/secret/a.jsonl", run) == relative("/mnt/bob/a.jsonl", run) == "a.jsonl"
+    assert relative("~/lab/x.jsonl", run) == "../../../x.jsonl"
+    assert relative("a=[/home/ada/lab/x/y,/etc/z/w]", run) == "a=[../../../x/y,w]"
+    for text in ("https://example.org/a/b", "and/or/else", "../a/b", "</tool/x>", "asset://demo/model", "1/2/3"):
+        assert relative(text, run) == text
+
+
+def test_plot_is_a_drawing_of_the_losses() -> None:
+    lines = [{"step": 0, "val/loss": 8.0}] + [{"step": s, "train/loss": 8 / s} for s in range(1, 401)]
+    lines += [{"step": 400, "val/loss": 1.0}, {"step": 401, "train/loss": float("nan")}]
+    drawing = ElementTree.fromstring(loss_plot(lines))
+    drawn = drawing.findall("{*}polyline")
+    assert [len(p.get("points").split()) for p in drawn] == [400, 400, 2]
+    heights = [float(p.split(",")[1]) for p in drawn[0].get("points").split()]
+    assert heights == sorted(heights) and 40 < heights[0] < heights[-1] < 320
+    assert loss_plot([{"step": 1}]) is None
+    assert ticks(0, 30) == [0, 5, 10, 15, 20, 25, 30] and log_ticks(0.3, 8) == [0.2, 0.5, 1, 2, 5, 10]
+    assert ElementTree.fromstring(loss_plot([{"step": 1, "train/loss": 2.0}])).findall("{*}polyline")
