@@ -98,7 +98,7 @@ def importance(groups: Sequence[Group]) -> Importance:
         levels: dict[str, list[float]] = {}
         for level, score in zip(levels_of([s[name] for s, _ in rows]), scores, strict=True):
             levels.setdefault(level, []).append(score)
-        if len(levels) > 1:
+        if 1 < len(levels) <= len(rows) / 2:  # with more, chance alone takes half of it: nothing to tell
             between = 1 - sum(map(spread, levels.values())) / total
             means = [(level, statistics.fmean(v), len(v)) for level, v in levels.items()]
             means.sort(key=lambda m: order(m[0]))

@@ -60,6 +60,11 @@ class Sweep:
     record: Mapping[str, Any]
     points: Sequence[Point]
 
+    @property
+    def is_search(self) -> bool:
+        """Return whether Optuna proposed the points."""
+        return (self.folder / "optuna.jsonl").exists()
+
     @cached_property
     def swept(self) -> list[str]:
         """Return the names of the overrides in which points differ, in the order in which they were given."""

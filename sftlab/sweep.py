@@ -165,7 +165,7 @@ def retry(found: "Sweep", console: Console) -> list[int]:
     """Run the points again that did not finish, by the launcher they had; return their numbers."""
     from sftlab.points import UNFINISHED
 
-    if (found.folder / "optuna.jsonl").exists():
+    if found.is_search:
         raise ValueError(
             f"{found.folder} is a search, whose failed trials it has learned from; to go on with it repeat its command "
             f"with hydra.sweep.dir={found.folder}, with a greater sweeper.n_trials for more"

@@ -60,6 +60,7 @@ def data(sweep: Sweep, groups: Sequence[Group], metric: str, score: str) -> dict
         "metric": metric,
         "score": score,
         "lower": lower_is_better(metric),
+        "search": sweep.is_search,
         "params": [name for name in sweep.swept],
         "seeds": list(comparison.SEEDS),
         "points": [point(sweep, p, groups, metric, score) for p in sweep.points],
