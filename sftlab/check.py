@@ -12,7 +12,7 @@ from hydra.utils import get_object, instantiate
 from sftlab.command import keys_of_option, nearest, unknown_key
 
 COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
-KEYS = (*COMPONENTS, "launcher", "seed", "name", "run_dir", "resume", "resume_anyway")
+KEYS = (*COMPONENTS, "launcher", "sweeper", "seed", "name", "run_dir", "resume", "resume_anyway")
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 

@@ -4,11 +4,11 @@ Pure functions over points. A score is a point's last value of the metric, which
 or where asked its best over the run, which is a choice made on the validation data and flatters.
 """
 
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sftlab.metrics import lower_is_better
 from sftlab.points import Point, Sweep
@@ -98,7 +98,7 @@ def importance(groups: Sequence[Group]) -> Importance:
         levels: dict[str, list[float]] = {}
         for level, score in zip(levels_of([s[name] for s, _ in rows]), scores, strict=True):
             levels.setdefault(level, []).append(score)
-        if len(levels) > 1:
+        if 1 < len(levels) <= len(rows) / 2:  # with more, chance alone takes half of it: nothing to tell
             between = 1 - sum(map(spread, levels.values())) / total
             means = [(level, statistics.fmean(v), len(v)) for level, v in levels.items()]
             means.sort(key=lambda m: order(m[0]))
@@ -133,7 +133,7 @@ def levels_of(values: Sequence[str]) -> list[str]:
     if len(distinct) <= MOST_LEVELS or None in numbers:
         return list(values)
     edges = [round(i * len(distinct) / 4) for i in range(5)]
-    quarters = [distinct[a:b] for a, b in itertools.pairwise(edges)]
+    quarters = [distinct[a:b] for a, b in pairwise(edges)]
     names = {n: f"{quarter[0]:.3g} to {quarter[-1]:.3g}" for quarter in quarters for n in quarter}
     return [names[n] for n in numbers if n is not None]
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from sftlab.jobs import ENDED, UNKNOWN, Job
 from sftlab.metrics import lower_is_better, read_metrics
 
-TAIL_BYTES = 65536
+TAIL_BYTES = 1 << 18
 SILENT_S = 300.0  # without a job to ask, a point that has written nothing for so long is taken for dead
 UNFINISHED = ("failed", "stopped", "silent", "missing", *(state.lower() for state in ENDED))
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times faster, where libyaml is there
@@ -60,6 +61,11 @@ class Sweep:
     points: Sequence[Point]
 
     @property
+    def is_search(self) -> bool:
+        """Return whether Optuna proposed the points."""
+        return (self.folder / "optuna.jsonl").exists()
+
+    @cached_property
     def swept(self) -> list[str]:
         """Return the names of the overrides in which points differ, in the order in which they were given."""
         settings = [p.settings for p in self.points if p.overrides or p.state != "missing"]
@@ -156,17 +162,21 @@ def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned:
 
 
 def tail_of_metrics(file: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the last and the best value of every metric in the last part of a metrics.jsonl."""
+    """Return the last value of every metric in the last part of a metrics.jsonl, and the best of the validation's.
+
+    Of the training steps only the last is parsed: 200 points of 400 steps took 0.7 s otherwise.
+    """
     last: dict[str, float] = {}
     best: dict[str, float] = {}
-    for text in tail(file).split("\n")[:-1]:
+    lines = tail(file).split("\n")[:-1]
+    for text in [line for line in lines[:-2] if '"val/' in line] + lines[-2:]:
         try:
             line = json.loads(text)
         except ValueError:  # cut at its start
             continue
         last |= line
         for name, value in line.items():
-            if "/" in name and math.isfinite(value):
+            if name.startswith("val/") and math.isfinite(value):
                 choose = min if lower_is_better(name) else max
                 best[name] = choose(best.get(name, value), value)
     return last, best

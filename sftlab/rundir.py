@@ -37,7 +37,7 @@ PACKAGES = (
 )
 # What may differ when a run is taken up again: where and how it runs, what is recorded and kept. Never the mathematics.
 FREE = (
-    "run_dir", "name", "launcher", "tracker", "resume", "resume_anyway", "evaluation",
+    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_anyway", "evaluation",
     "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "parallel.tensor",
     "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers",
     "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every", "trainer.save_every",

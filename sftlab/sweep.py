@@ -38,11 +38,12 @@ def sweep(cfg: DictConfig) -> None:
     if cfg.cancel:
         cancel(found, console)
         found = look(folder)
-    failed = retry(found, console) if cfg.retry else 0
-    found = watch(folder, cfg.metric, console) if cfg.watch else look(folder) if cfg.retry else found
+    again = retry(found, console) if cfg.retry else []
+    waits = cfg.watch or (again and found.record.get("launcher", {}).get("wait"))
+    found = watch(folder, cfg.metric, console) if waits else look(folder) if again else found
     console.print(tables.status(found, cfg.metric))
     answer(found, cfg.metric, cfg.score, cfg.report, console)
-    if failed:
+    if any(p.num in again and tables.ended(p) and p.state != "finished" for p in found.points):
         sys.exit(1)
 
 
@@ -160,38 +161,39 @@ def cancel(found: "Sweep", console: Console) -> None:
         console.print(f"{len(here)} points run in a process without a job: end that with Ctrl-C where it was started")
 
 
-def retry(found: "Sweep", console: Console) -> int:
-    """Run the points again that did not finish, by the launcher they had; return how many failed once more."""
+def retry(found: "Sweep", console: Console) -> list[int]:
+    """Run the points again that did not finish, by the launcher they had; return their numbers."""
     from sftlab.points import UNFINISHED
 
+    if found.is_search:
+        raise ValueError(
+            f"{found.folder} is a search, whose failed trials it has learned from; to go on with it repeat its command "
+            f"with hydra.sweep.dir={found.folder}, with a greater sweeper.n_trials for more"
+        )
     again = [p for p in found.points if p.state in UNFINISHED]
     console.print(f"{len(again)} of {len(found.points)} points did not finish" + (": again" if again else ""))
-    if not again:
-        return 0
-    if found.record.get("launcher", {}).get("_target_"):
+    if again and found.record.get("launcher", {}).get("_target_"):
         from sftlab import launcher
 
         entries = {int(p["num"]): p for p in found.record["points"]}
         launcher.submit([entries[p.num] for p in again], found.record["launcher"], found.folder)
-        return 0
-    return run_here(again, console)
+    elif again:
+        run_here(again, console)
+    return [p.num for p in again]
 
 
-def run_here(again: "Sequence[Point]", console: Console) -> int:
+def run_here(again: "Sequence[Point]", console: Console) -> None:
     """Run points in this process, one after another; one that fails does not keep the others from running."""
     from sftlab.points import read_yaml
     from sftlab.run import run
 
-    failed = 0
     for p in again:
         console.print(f"point {p.num}: {' '.join(p.overrides)}", markup=False)
         config: dict[str, Any] = read_yaml(p.folder / "config.yaml") or compose(p)
         try:
             run(config, p.overrides)
         except Exception as error:
-            failed += 1
             command.complain(f"point {p.num}: {command.explain(error, 'train')}")
-    return failed
 
 
 def compose(point: "Point") -> dict[str, Any]:

@@ -80,11 +80,16 @@ def failures(sweep: Sweep) -> list[str]:
     for p in sweep.points:
         if p.state in UNFINISHED:
             why = p.error or {"missing": "it has no folder", "silent": "it wrote nothing for 5 min"}.get(p.state, "")
-            lines.append(f"point {p.num}  {p.state}  {' '.join(p.overrides)}\n    {' '.join(why.split())[:400]}")
+            chosen = " ".join(f"{name}={value}" for name, value in sweep.chosen(p).items())
+            lines.append(f"point {p.num}  {p.state}  {chosen or ' '.join(p.overrides)}")
+            lines += [f"    {' '.join(why.split())[:400]}"] if why else []
             if (p.folder / "train.log").exists():
                 lines.append(f"    {p.folder / 'train.log'}")
     if lines:
-        lines = ["", *lines, f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"]
+        go_on = f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"
+        if sweep.is_search:
+            go_on = f"a search goes on by its own command with\n  hydra.sweep.dir={sweep.folder}"
+        lines = ["", *lines, go_on]
     return lines
 
 

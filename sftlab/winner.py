@@ -23,7 +23,7 @@ class Choice:
 
 
 def write(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
-    """Write best.yaml into a sweep's folder, and a link where `--config-dir` finds experiments; return its path."""
+    """Write best.yaml into a sweep's folder, with a link where `--config-dir` finds experiments; return its path."""
     file = folder / "best.yaml"
     partial = folder / f".best.yaml.{os.getpid()}"
     partial.write_text(text(folder, choices, about), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""report.html of a sweep: one file, no network, its figures embedded once as JSON and drawn by its own script.
+"""report.html of a sweep: one file that needs no network, its figures in it once as JSON and drawn by its own script.
 
 `data` is all that the page shows; what it draws is in report.js, how it looks in style.css, its sections in page.html.
 """
@@ -60,6 +60,7 @@ def data(sweep: Sweep, groups: Sequence[Group], metric: str, score: str) -> dict
         "metric": metric,
         "score": score,
         "lower": lower_is_better(metric),
+        "search": sweep.is_search,
         "params": [name for name in sweep.swept],
         "seeds": list(comparison.SEEDS),
         "points": [point(sweep, p, groups, metric, score) for p in sweep.points],

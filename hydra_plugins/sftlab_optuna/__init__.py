@@ -1,0 +1,1 @@
+"""sftlab's search, as Hydra sees it."""

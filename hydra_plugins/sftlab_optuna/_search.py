@@ -1,0 +1,99 @@
+"""From a command line to a search: its space, how a trial becomes a point's directory, which launcher runs it.
+
+Not scanned by Hydra (the underscore), so that commands which search nothing do not import it.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.sftlab_launcher._compose import Composer, point
+from sftlab import launcher
+from sftlab.launcher.local import Local
+from sftlab.launcher.record import Sweep
+from sftlab.launcher.snapshot import snapshot
+
+
+def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
+    """Run a search, or go on with the one in the sweep's directory; return the best score."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ValueError("sweeper=optuna needs Optuna: pip install 'sftlab[optuna]'") from None
+    from sftlab.search import Search, Settings
+    from sftlab.trials import LocalTrials, SlurmTrials, Trials
+
+    launcher_node = OmegaConf.to_container(config.launcher, resolve=True)
+    assert isinstance(launcher_node, dict)
+    options = {str(key): value for key, value in launcher_node.items()}
+    settings = Settings(**config.sweeper, eval_every=config.trainer.eval_every, max_steps=config.trainer.max_steps)
+    fixed, space = split(arguments)
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    compose = Composer(loader)
+    if not (folder / "sweep.json").exists():
+        Sweep(folder, str(Path.cwd()), sys.orig_argv, options, name=config.name).write()
+
+    def make_point(num: int, chosen: Sequence[str]) -> None:
+        """Compose and check a trial's config, write its directory and its entry in sweep.json."""
+        Sweep.read(folder).with_points([point(config, compose, folder, num, [*fixed, *chosen])]).write()
+
+    trials: Trials
+    if options.get("_target_", "sftlab.launcher.local.Local") == "sftlab.launcher.local.Local":
+        here = launcher.launcher(options) if options else Local(processes_per_node=1, parallel_points=1, dry_run=False)
+        assert isinstance(here, Local)
+        if here.dry_run:
+            raise ValueError("launcher.dry_run=true: a search decides on its points as it goes, there is none to show")
+        first = point(config, compose, folder, 0, [*fixed, *(f"{name}={example(s)}" for name, s in space.items())])
+        code = snapshot(folder, [first[2]], Path.cwd())
+        trials = LocalTrials(folder, replace(here, parallel_points=settings.parallel_trials), code)
+    else:
+        trials = SlurmTrials(folder, options)
+    return Search(folder, space, settings, trials, make_point).run()
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the overrides that every trial has, and the space: a distribution for each of the others."""
+    fixed: list[str] = []
+    space: dict[str, Any] = {}
+    for argument, parsed in zip(arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True):
+        if parsed.is_sweep_override():
+            space[parsed.get_key_element()] = distribution(parsed)
+        else:
+            fixed.append(argument)
+    if not space:
+        raise ValueError(
+            "sweeper=optuna has nothing to search: give a range, as in 'optim.lr=tag(log,interval(1e-5,1e-3))', "
+            "trainer.batch_size=16,32 or 'schedule.warmup_steps=range(0,100,10)'"
+        )
+    return fixed, space
+
+
+def distribution(override: Override) -> Any:
+    """Return Optuna's distribution for one swept override; its values are written back as Hydra reads them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None and value.end is not None
+        log = "log" in value.tags
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log=log)
+        return FloatDistribution(value.start, value.end, log=log)
+    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
+        values = list(value.range())
+        return IntDistribution(int(min(values)), int(max(values)), step=abs(value.step))
+    if isinstance(value, ChoiceSweep | RangeSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    raise ValueError(f"{override.input_line}: sweeper=optuna takes interval(), range(), choice() or values with commas")
+
+
+def example(given: Any) -> Any:
+    """Return one value of a distribution."""
+    return given.choices[0] if hasattr(given, "choices") else given.low

@@ -1,0 +1,36 @@
+"""The Hydra side of `sweeper=optuna`: hands the command line to the search in sftlab.search.
+
+Hydra accepts sweepers from this namespace only, and imports this file for every command: nothing heavy at its top.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+
+
+@dataclass
+class SftlabOptunaConf:
+    """Hydra's node for it; its options are those of the `sweeper` group."""
+
+    _target_: str = "hydra_plugins.sftlab_optuna.sweeper.OptunaSweeper"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="sftlab_optuna", node=SftlabOptunaConf, provider="sftlab")
+
+
+class OptunaSweeper(Sweeper):
+    """Searches instead of trying every combination."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Remember the sweep's config and what composes its points."""
+        self.config = config
+        self.loader = hydra_context.config_loader
+
+    def sweep(self, arguments: list[str]) -> float:
+        """Search; return the best score."""
+        from hydra_plugins.sftlab_optuna._search import search
+
+        assert self.config is not None
+        return search(self.config, self.loader, arguments)
