@@ -23,6 +23,7 @@ from sftlab.distributed import World
 from sftlab.evaluation import AnswerEvaluator, Evaluator, LossEvaluator, sample
 from sftlab.generation import Generator
 from sftlab.metrics import Metrics
+from sftlab.models.attention import expect_shapes
 from sftlab.models.load import check_vocabulary, skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.models.weights import describe, fill
@@ -67,6 +68,8 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     fill(scorer, lambda: model.load_weights(model_config, seed), world)
     optimizer = parts["optim"](scorer)
 
+    if settings.compile or world.device.type == "cuda":
+        expect_shapes(2 * 8)  # of microbatches, each with gradients and, in evaluation, without
     arranger = arrange(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
@@ -143,25 +146,25 @@ def arrange(
     num_ranks: int = 1,
 ) -> Arranger:
     """Return how the examples of a step become this rank's microbatches."""
-    length = data.row_length or row_length(train, val, device)
+    cuda = device.type == "cuda"
+    length = data.row_length or row_length(train, val, cuda)
     return Arranger(
         layout=data.layout,
         row_length=length,
-        rows_per_microbatch=settings.rows_per_microbatch,
+        rows_per_microbatch=settings.rows_per_microbatch or (1 if cuda else 8),
         rank=rank,
         num_ranks=num_ranks,
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        length_multiple=round_up(length // 8, 128) if settings.compile or device.type == "cuda" else 16,
-        prediction_multiple=256 if settings.compile else 1,
-        pin_memory=device.type == "cuda",
+        fixed_shapes=settings.compile or cuda,
+        pin_memory=cuda,
     )
 
 
-def row_length(train: Examples | Joined, val: Examples | Joined | None, device: torch.device) -> int:
+def row_length(train: Examples | Joined, val: Examples | Joined | None, cuda: bool) -> int:
     """Return the row length for `data.row_length=null`: the longest example's, and at least what a device likes.
 
     On CPU attention is dense, its cost growing with the square of a row's length; on CUDA empty blocks are skipped and
     long rows fill the device.
     """
     longest = max(int(e.lengths.max()) for e in (train, val) if e is not None)
-    return max(round_up(longest, 128), 4096 if device.type == "cuda" else 512)
+    return max(round_up(longest, 128), 4096 if cuda else 512)

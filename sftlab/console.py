@@ -41,7 +41,10 @@ class Console:
         self._write(text)
 
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
-        """Show what will run."""
+        """Show what will run: a table on a terminal, a line each elsewhere."""
+        lines = "\n".join([title, *(f"  {name:<14} {value}" for name, value in facts.items())])
+        if not self.terminal.is_terminal:
+            return self.say(lines)
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="bold")
         table.add_column(overflow="fold")

@@ -77,9 +77,9 @@ def example_prompt(trained: Trained) -> str:
     val_path = str(trained.config["data"].get("val_path") or "")
     if val_path.startswith(SCHEME):
         with open(locate(val_path), encoding="utf-8") as file:
-            return str(format.prompt(json.loads(file.readline())))
+            return str(format.prompt_text(json.loads(file.readline())))
     try:
-        return str(format.prompt(Blank()))
+        return str(format.prompt_text(Blank()))
     except ValueError:
         return BLANK  # a format whose prompt cannot be made of blanks, such as a conversation's
 

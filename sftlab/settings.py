@@ -14,7 +14,7 @@ class TrainerSettings:
     batch_size: int
     epochs: int = 1
     max_steps: int | None = None
-    rows_per_microbatch: int = 8
+    rows_per_microbatch: int | None = None
     clip_grad_norm: float | None = 1.0
     log_every: int = 1
     eval_every: int = 0
@@ -29,8 +29,9 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "epochs": 1, "rows_per_microbatch": 1, "log_every": 1, "keep_checkpoints": 1}
         least |= {"eval_every": 0, "save_every": 0, "skip_nonfinite": 0, "max_steps": 1}
-        if self.max_steps is None:
-            del least["max_steps"]
+        for key in ("max_steps", "rows_per_microbatch"):
+            if getattr(self, key) is None:
+                del least[key]
         check_counts("trainer", self, least)
         if self.on_failed_save not in ("continue", "stop"):
             raise ValueError(f"trainer.on_failed_save={self.on_failed_save}: expected continue or stop")

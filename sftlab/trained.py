@@ -109,6 +109,8 @@ def resolve(run: str | None) -> Trained:
     Raises: FileNotFoundError for no such folder, ValueError for a folder that is none of these, or a run without a
     finished model (names its newest checkpoint).
     """
+    from sftlab.checkpoint import is_checkpoint
+
     if not run:
         raise ValueError("run= is missing: give a run directory, a checkpoint, a model folder or a hub id")
     path = Path(locate(run)).expanduser()
@@ -122,16 +124,18 @@ def resolve(run: str | None) -> Trained:
         return of_run(run, path)
     if (path / "config.json").is_file():
         return of_model(run, path)
-    if (path / "progress.json").is_file():
+    if is_checkpoint(path):
         return of_checkpoint(run, path.resolve())
     raise ValueError(f"run={run} is no run: it has neither {CONFIG} nor a model's config.json{nearby(path)}")
 
 
 def of_run(run: str, path: Path) -> Trained:
     """Return the finished model of a run directory."""
+    from sftlab.checkpoint import complete
+
     if (path / "model" / "config.json").is_file():
         return Trained(run, str(path / "model"), path, read_config(path))
-    checkpoints = sorted(p.parent for p in path.glob("checkpoints/step_*/progress.json"))
+    checkpoints = complete(path / "checkpoints")
     offer = (
         f"Its newest checkpoint can be used: run={checkpoints[-1]}"
         if checkpoints
@@ -147,9 +151,21 @@ def of_model(run: str, path: Path) -> Trained:
 
 
 def of_checkpoint(run: str, path: Path) -> Trained:
-    """Return a checkpoint's model, exported first where it is not yet."""
-    run_dir, step = path.parent.parent, int(path.name.rpartition("_")[2])
-    raise ValueError(f"run={run} is a checkpoint: export it with python -m sftlab.export run={run_dir} step={step}")
+    """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet."""
+    import torch
+
+    from sftlab.models.weights import export
+    from sftlab.parallel import compute_dtype
+
+    run_dir = path.parent.parent
+    config = read_config(run_dir) or {}
+    model = run_dir / "export" / path.name
+    if not (model / "config.json").is_file():
+        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = compute_dtype(config["parallel"].get("param_dtype", "auto"), here)
+        model.parent.mkdir(exist_ok=True)
+        export(path, model, dtype, trust_remote_code=bool(config["model"].get("trust_remote_code")))
+    return Trained(run, str(model), run_dir, config)
 
 
 def read_config(run_dir: Path | None) -> Mapping[str, Any] | None:

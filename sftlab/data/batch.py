@@ -46,16 +46,16 @@ class Batch:
         return replace(self, **changed)
 
 
-def collate(rows: Sequence[Row], num_rows: int, length: int, num_predictions: int = 1, pad_token: int = 0) -> Batch:
-    """Return the batch of these rows: `num_rows` rows of `length` tokens, at least `num_predictions` predictions.
+def collate(rows: Sequence[Row], num_rows: int, length: int, pad_token: int = 0) -> Batch:
+    """Return the batch of these rows: `num_rows` rows of `length` tokens.
 
-    A padding token reaches only itself, so no other token sees it; a padding prediction has weight 0. There is always
-    one prediction: the head must run in every microbatch on every rank, or FSDP's collectives hang.
+    A padding token reaches only itself, so no other token sees it. There is always a prediction, of weight 0 if need
+    be: the head must run in every microbatch on every rank, or FSDP's collectives hang.
     """
     tokens = np.full((num_rows, length), pad_token, np.int64)
     position = np.zeros((num_rows, length), np.int64)
     reach = np.tile(np.arange(1, length + 1, dtype=np.int32), (num_rows, 1))
-    size = max(1, num_predictions, sum(len(r.at) for r in rows))
+    size = max(1, sum(len(r.at) for r in rows))
     at, target, weight = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.float32)
     end = 0
     for i, r in enumerate(rows):

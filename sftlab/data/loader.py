@@ -45,7 +45,8 @@ class Step:
 class Arranger:
     """How the examples of a step become microbatches: the layout's settings and this rank's place.
 
-    `length_multiple` and `prediction_multiple` round the shapes of microbatches up, so that compiled shapes are few.
+    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of 8 lengths, so that what is compiled
+    for them is compiled 8 times and no more.
     """
 
     layout: str
@@ -54,8 +55,7 @@ class Arranger:
     rank: int
     num_ranks: int
     pad_token: int
-    length_multiple: int = 16
-    prediction_multiple: int = 1
+    fixed_shapes: bool = False
     pin_memory: bool = False
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
@@ -63,6 +63,7 @@ class Arranger:
         rows = lay_out(examples, self.layout, self.row_length)
         shares = deal([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
+        multiple = round_up(self.row_length // 8, 128) if self.fixed_shapes else 16
         num_microbatches = max(1, *(-(-len(share) // per) for share in shares))
         shapes: list[tuple[int, int]] = []
         mine: list[Batch] = []
@@ -70,12 +71,10 @@ class Arranger:
             share = sorted(share, key=lambda i: -len(rows[i]))  # rows of one microbatch are of like length
             for m in range(num_microbatches):
                 chosen = [rows[i] for i in share[m * per : (m + 1) * per]]
-                num_rows = max(1, len(chosen)) if self.prediction_multiple == 1 else per
-                length = round_up(max((len(r) for r in chosen), default=1), self.length_multiple)
-                shapes.append((num_rows, min(length, max(self.row_length, self.length_multiple))))
+                num_rows = per if self.fixed_shapes else max(1, len(chosen))
+                shapes.append((num_rows, round_up(max((len(r) for r in chosen), default=1), multiple)))
                 if rank == self.rank:
-                    size = round_up(sum(len(r.at) for r in chosen), self.prediction_multiple)
-                    batch = collate(chosen, *shapes[-1], num_predictions=size, pad_token=self.pad_token)
+                    batch = collate(chosen, *shapes[-1], pad_token=self.pad_token)
                     mine.append(batch.pin_memory() if self.pin_memory else batch)
         return Step(
             microbatches=mine,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
@@ -35,6 +36,15 @@ def block_mask(reach: Tensor, position: Tensor, window: int | None = None) -> Bl
     rows, length = reach.shape
     # Compiled, or the whole (R, T, T) rule is materialised before it is reduced to blocks.
     return create_block_mask(sees, rows, None, length, length, device=reach.device, _compile=reach.is_cuda)
+
+
+def expect_shapes(num: int) -> None:
+    """Let torch.compile keep code for `num` shapes of one function; past its limit, 8, it falls back to eager.
+
+    Eager FlexAttention holds all T * T scores of a row.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, num)
 
 
 MASKS: dict[str, MaskFn] = {"sdpa": boolean_mask, "flex_attention": block_mask}

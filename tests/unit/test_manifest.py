@@ -81,7 +81,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture
     from torch.distributed.checkpoint.state_dict_saver import save
 
     save({"x": Evil()}, checkpoint_id=str(tmp_path / "evil"), no_dist=True)
-    with pytest.raises(BaseException, match="Weights only load failed|weights_only"):
+    with pytest.raises(BaseException, match=r"Weights only load failed|weights_only"):
         reader = manifest.Reader(tmp_path / "evil")
         load({"x": ""}, storage_reader=reader, planner=manifest.Planner(), no_dist=True)
     assert "this must not run" not in capsys.readouterr().out
