@@ -24,7 +24,7 @@ class SlurmCluster:
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
         """Standard output of a command inside the cluster's environment. Raises: AssertionError if it fails."""
-        done = subprocess.run(command, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command} gave {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
@@ -39,7 +39,7 @@ class SlurmCluster:
         rows = self.run("squeue", "--all", "--array", "--noheader", "--states=all", "--format=%K %T", f"--jobs={job}")
         return [row.split()[1] for row in sorted(rows.splitlines(), key=lambda row: (len(row.split()[0]), row))]
 
-    def wait_for(self, job: str, *states: str, limit_s: float = 40) -> None:
+    def wait_for(self, job: str, *states: str, limit_s: float = 120) -> None:
         """Until every element of the job has reached its state. Polls squeue: `sbatch --wait` looks every 10 s only."""
         deadline = time.monotonic() + limit_s
         while self.states(job) != list(states):
@@ -58,11 +58,11 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     folder = Path(tempfile.mkdtemp(prefix="sftlab-slurm-", dir="/tmp"))
     try:
         start = [LOCAL_CLUSTER, "start", "--nodes=2", "--gpus=2", f"--dir={folder}"]
-        done = subprocess.run(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+        done = subprocess.run(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
         assert done.returncode == 0, done.stdout
         env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH_", "SQUEUE_"))}
         env |= {"SLURM_CONF": f"{folder}/etc/slurm.conf", "PATH": f"{folder}/bin:{env['PATH']}"}
         yield SlurmCluster(folder, env)
     finally:
-        subprocess.run([LOCAL_CLUSTER, "stop", f"--dir={folder}"], check=True, stdout=subprocess.DEVNULL, timeout=120)
+        subprocess.run([LOCAL_CLUSTER, "stop", f"--dir={folder}"], check=True, stdout=subprocess.DEVNULL, timeout=300)
         shutil.rmtree(folder)
