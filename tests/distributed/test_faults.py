@@ -39,7 +39,8 @@ def test_a_loss_that_is_no_number_stops_every_rank_or_is_skipped(
     ids = [f"p{i // 3}q{i % 3}" for i in Plan(np.arange(36) // 3, 12, seed=0, group_by_prefix=True).examples(3)]
 
     for end in ends[1]:
-        assert end.startswith("NonFinite: step 3: the loss is nan and the gradient norm nan; the update was not made.")
+        assert end.startswith("NonFinite: step 3: the loss is nan and the gradient norm")
+        assert "the update was not made" in end
         assert f"Examples of this step: {', '.join(ids[:8])} and 4 more" in end and "trainer.skip_nonfinite=N" in end
     assert "NonFinite: step 3" in (tmp_path / "stopped/train.log").read_text()
     assert "step_00000002, step 2" in (tmp_path / "stopped/train.log").read_text(), "the last good one, resumed"
