@@ -25,6 +25,11 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
     offline = os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower()
     local = f"A local folder works too: {key}=FOLDER"
     what = f"{key}={name}: cannot load this {kind} from the hub"
+    if "trust_remote_code" in text:
+        return ValueError(
+            f"{key}={name}: this {kind} brings code of its own, which would run on this machine. Read it; then "
+            "model.trust_remote_code=true allows it"
+        )
     if 401 in statuses or 403 in statuses or "gated" in text.lower():
         status = next((s for s in statuses if s in (401, 403)), 403)
         return PermissionError(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftlab import rundir
+from sftlab import rundir, secret
 from sftlab.build import Run, build
 from sftlab.check import check
 from sftlab.console import duration
@@ -58,7 +58,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
         except BaseException as error:
             if here.is_main:
                 with (run_dir / "train.log").open("a") as file:
-                    file.write("".join(traceback.format_exception(error)))
+                    file.write(secret.strike("".join(traceback.format_exception(error))))
                 rundir.note_failure(run_dir, here.rank, error)
             raise
         finally:

@@ -20,7 +20,7 @@ from sftlab.data.format import Format
 from sftlab.data.render import Rendered, Renderer, bytes_hash
 from sftlab.data.source import Source
 
-VERSION = 2  # of the columns below and of the renderer: raise it when either changes what is stored
+VERSION = 3  # of the columns below and of the renderer: raise it when either changes what is stored
 BLOCK = 1000  # rows tokenised at a time, and the least worth a worker of its own
 ON_ERROR = ("raise", "skip")
 
