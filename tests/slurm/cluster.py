@@ -1,4 +1,4 @@
-"""A SLURM cluster of this machine's own for the time of a with block: for the tests in this folder and the experiments."""
+"""A SLURM cluster of one's own for the time of a with block: for the tests in this folder and the experiments."""
 
 import os
 import shutil
