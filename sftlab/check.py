@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import get_object, instantiate
 
+from sftlab import secret
 from sftlab.command import keys_of_option, nearest, unknown_key
 
 COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
@@ -21,6 +22,7 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in KEYS:
             raise ValueError(f"{key}: no such key; {nearest(key, KEYS)}".rstrip("; "))
+    secret.refuse(config)
     for name in COMPONENTS:
         check_node(name, config[name])
     launcher = config["launcher"] or {}

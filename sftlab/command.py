@@ -19,7 +19,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sftlab import completion
+from sftlab import completion, secret
 
 PACKAGE = Path(__file__).parent
 CONF = next(
@@ -159,7 +159,7 @@ def agree_on_start_time(multirun: bool) -> None:
 def complain(text: str) -> None:
     """Print an error to standard error, in red on a terminal, with the rank where there are several."""
     rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    text = f"error{f' on rank {rank}' if rank else ''}: {text}"
+    text = f"error{f' on rank {rank}' if rank else ''}: {secret.strike(text)}"
     print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 

@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sftlab.secret import strike
+
 if TYPE_CHECKING:  # it brings torch, and commands that only show something take words from here
     from sftlab.evaluation import Sample
 
@@ -110,7 +112,7 @@ class Console:
 
     def _write(self, text: str) -> None:
         if self.log:
-            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {strike(text)}\n")
             self.log.flush()
 
 

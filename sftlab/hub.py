@@ -1,6 +1,7 @@
 """What went wrong with the Hugging Face Hub, in words that say what to do."""
 
 import os
+from pathlib import Path
 
 
 def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
@@ -8,6 +9,11 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
 
     Looks through the chain of causes for an HTTP status, since transformers and datasets wrap the hub's errors.
     """
+    here = Path(name).expanduser()
+    if (here.is_absolute() or name.startswith(".") or name.count("/") > 1) and not here.exists():
+        return FileNotFoundError(
+            f"{key}={name}: no such folder; expected one with a {kind} in it, or a hub id (owner/name)"
+        )
     statuses, texts, cause = [], [], error
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
@@ -25,6 +31,11 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
     offline = os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower()
     local = f"A local folder works too: {key}=FOLDER"
     what = f"{key}={name}: cannot load this {kind} from the hub"
+    if "trust_remote_code" in text:
+        return ValueError(
+            f"{key}={name}: this {kind} brings code of its own, which would run on this machine. Read it; then "
+            "model.trust_remote_code=true allows it"
+        )
     if 401 in statuses or 403 in statuses or "gated" in text.lower():
         status = next((s for s in statuses if s in (401, 403)), 403)
         return PermissionError(

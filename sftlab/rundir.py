@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from sftlab import secret
+
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 SUMMARY = "summary.json"
@@ -96,14 +98,22 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
             raise RunDirError(
                 f"run_dir={folder} is not empty and not a run (it has no {CONFIG}); name another directory"
             )
-        if config.get("resume") == "never":
+        if config.get("resume") == "never" and not idle(folder):
             raise RunDirError(f"run_dir={folder} holds a run and resume=never; name another, or leave resume=auto")
         theirs = read_config(folder)
-        compare(folder, theirs, config)
+        if not idle(folder):
+            compare(folder, theirs, config)
     folder.mkdir(parents=True, exist_ok=True)
     put(folder / CONFIG, yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False))
     put(folder / OVERRIDES, yaml.dump(list(overrides), Dumper=DUMPER))
     return theirs
+
+
+def idle(folder: Path) -> bool:
+    """Return whether the run in a directory failed before it had anything to lose: no step, no checkpoint."""
+    metrics = folder / "metrics.jsonl"
+    begun = any((folder / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    return not begun and read_summary(folder).get("status") == "failed"
 
 
 def source_of(config: Mapping[str, Any]) -> Path | None:
@@ -199,15 +209,16 @@ def git(*arguments: str) -> str | None:
 def note_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Write down that a rank failed, and why; of several the first, unless it only lost a peer to another."""
     summary = read_summary(folder)
-    if summary.get("status") != "failed" or "by peer" in summary.get("error", ""):
+    only_lost_a_peer = any(words in summary.get("error", "") for words in ("by peer", "RankLost"))
+    if summary.get("status") != "failed" or only_lost_a_peer:
         failure = {"status": "failed", "rank": rank, "error": f"{type(error).__name__}: {error}"}
         write_summary(folder, {**summary, **failure})
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file whole, since a run may be killed at any moment; under a name of this process until it is."""
+    """Write a file whole, since a run may be killed at any moment, and without secrets."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(secret.strike(text))
     partial.replace(path)
 
 

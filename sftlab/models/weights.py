@@ -76,9 +76,13 @@ def export(
     model.save_pretrained(partial, state_dict=weights_of(checkpoint, dtype), max_shard_size=shard_size)
     for path in (*partial.iterdir(), partial):
         sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)  # at once: to delete it takes a while, in which it would be half there
     partial.rename(folder)
     sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

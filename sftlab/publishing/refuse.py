@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.publishing.paths import ABSOLUTE
+from sftlab.secret import SECRETS
 
 STATE = re.compile(
     r"(^|/)(optimizer|optim|scheduler|rng_state|scaler|trainer_state|training_args|global_step|step_\d+|checkpoints?)"
@@ -17,15 +18,6 @@ STATE_TENSOR = re.compile(r"exp_avg|optimizer|optim\.|momentum_buffer|(^|\.)stat
 SECRET_NAME = re.compile(
     r"(^|/)(\.env[^/]*|\.netrc|\.git-credentials|credentials|id_(rsa|ed25519|ecdsa)|token|.*\.pem)$"
 )
-SECRETS = {
-    "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
-    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})"),
-    "an OpenAI or Anthropic key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
-    "an AWS key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Weights & Biases or other API key": re.compile(rb"(?i)\b(?:wandb_|api_?)key[\"'\s:=]+[0-9a-f]{32,}\b"),
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in a URL": re.compile(rb"\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
-}
 TEXT = {".md", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".svg", ".py", ".toml", ".jinja", ""}
 # Learned or inherited text, in which a slash is a slash: a vocabulary has tokens such as /usr/bin.
 LEARNED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "added_tokens.json")

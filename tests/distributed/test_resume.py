@@ -31,7 +31,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, squad_fil
     with (folder / "crashed/metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "time_s": 1.0, "tr')
     shutil.copytree(folder / "crashed", folder / "resumed", symlinks=True)
-    shutil.copytree(folder / "crashed", folder / "elastic", symlinks=True)
+    for copy in ("elastic", "truncated", "corrupted", "missing", "ruined"):
+        shutil.copytree(folder / "crashed", folder / copy, symlinks=True)
     assert run_all([config["resumed"]], ranks=2)[0][0] == ends[0][0], "the same score"
     return folder
 
@@ -83,3 +84,40 @@ def test_the_newest_and_the_best_checkpoint_are_kept(runs: Path) -> None:
         json.loads((folder / name / "checkpoint.json").read_text())["score"] for name in ("step_00000008", "latest")
     ]
     assert scores == [None, measured(runs / "straight")[9, "val/loss"]]
+
+
+def harm(checkpoint: Path, how: str) -> Path:
+    """Damage the shard of the last rank; return it."""
+    shard = checkpoint / "__1_0.distcp"
+    content = bytearray(shard.read_bytes())
+    if how == "missing":
+        shard.unlink()
+    elif how == "truncated":
+        shard.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    return shard
+
+
+def test_a_damaged_shard_is_named_and_the_checkpoint_before_it_used(
+    runs: Path, model_folder: Path, squad_files: tuple[Path, Path]
+) -> None:
+    kinds = ("truncated", "corrupted", "missing")
+    shards = {how: harm(runs / how / "checkpoints/step_00000004", how) for how in kinds}
+    for step in (2, 4):
+        harm(runs / f"ruined/checkpoints/step_{step:08d}", "corrupted")
+    before = (runs / "ruined/metrics.jsonl").read_bytes()
+    ends = run_all(
+        [compose(runs / name, model_folder, squad_files, *CADENCE) for name in (*kinds, "ruined")],
+        ranks=2,
+    )
+    straight = measured(runs / "straight")
+    for how, (end, _) in zip(kinds, ends[:3], strict=True):
+        log = (runs / how / "train.log").read_text()
+        assert f"step_00000004 is damaged and not used:\n{shards[how]} is {how}" in log
+        assert "step_00000002, step 2" in log and end.startswith("score")
+        assert measured(runs / how) == straight, "from step 2 on the same two ranks, to the last bit"
+    for end in ends[3]:
+        assert "Damaged: no checkpoint in" in end and "__1_0.distcp is corrupted" in end
+    assert (runs / "ruined/metrics.jsonl").read_bytes() == before, "nothing was trained from half of it"
