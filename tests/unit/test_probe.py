@@ -25,7 +25,6 @@ ORDINARY: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1},
     "mistral": {**SIZE, **HEADS, "sliding_window": 4},
     "gemma3_text": {**SIZE, **HEADS, "head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma2": {**SIZE, **HEADS, "head_dim": 16, "final_logit_softcapping": 1.0, "sliding_window": 4},
     "granite": {**SIZE, **HEADS, "logits_scaling": 8.0},
     "cohere": {**SIZE, **HEADS, "logit_scale": 0.1, "bos_token_id": 0, "eos_token_id": 1},
     "qwen3_moe": {**SIZE, **HEADS, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
@@ -38,7 +37,8 @@ def scorer_of(kind: str, settings: dict[str, Any]) -> Scorer:
     for key, value in config.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
-    config._attn_implementation = "sdpa"
+    if kind != "mamba":
+        config._attn_implementation = "sdpa"
     return Scorer(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
 
 
