@@ -17,7 +17,10 @@ SENTENCES = [
     "user assistant system Hello there, what is it that you would undo? I don't know: 12345 and 48/2=24.",
     "Natalia sold clips to 48 of her friends in April, and then half as many clips in May. #### 72",
 ]
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL = {
     "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -111,7 +114,9 @@ def _backend(kind: str) -> str:
         )
     t.train_from_iterator(SENTENCES, trainer)
     bos = {"llama3": "<|begin_of_text|>", "sentencepiece": "<s>"}.get(kind)
-    added = [processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, t.token_to_id(bos))])] if bos else []
+    added = (
+        [processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, t.token_to_id(bos))])] if bos else []
+    )
     if kind == "sentencepiece":
         t.pre_tokenizer = None
         (t.post_processor,) = added

@@ -22,10 +22,14 @@ def stand_in(num: int = 60) -> list[dict[str, str]]:
     """Return made-up questions of GSM8K's form: worked lines with calculator notes, and the number after ####."""
     rng = np.random.default_rng(0)
     rows = []
-    for name, thing in zip(rng.choice(["Ada", "Bo", "Cleo"], num), rng.choice(["clips", "loaves", "boats"], num), strict=True):
+    for name, thing in zip(
+        rng.choice(["Ada", "Bo", "Cleo"], num), rng.choice(["clips", "loaves", "boats"], num), strict=True
+    ):
         a, b = (int(x) for x in rng.integers(2, 30, 2))
         question = f"{name} sold {a} {thing} in April and {b} in May. How many {thing} did {name} sell altogether?"
-        rows.append({"question": question, "answer": f"{name} sold {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}"})
+        rows.append(
+            {"question": question, "answer": f"{name} sold {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}"}
+        )
     return rows
 
 
@@ -53,7 +57,8 @@ def test_the_demo_model_learns_gsm8k_in_every_format(
     path = write_as(format, rows, tmp_path / "rows.jsonl")
     held = write_as(format, rows[:2], tmp_path / "held.jsonl")
     typed = [
-        f"data={format}", f"data.path={path}", f"data.val_path={held}", *FORMATS[format], "run_dir=out", "trainer.batch_size=8",
+        f"data={format}", f"data.path={path}", f"data.val_path={held}", *FORMATS[format], "run_dir=out",
+        "trainer.batch_size=8",
         "trainer.max_steps=10", "optim.lr=0.003", "tracker=none", "evaluation.answers=2", "evaluation.max_new_tokens=4",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def segments(kind: str, messages: list[dict[str, str]] = MESSAGES) -> list[tuple
     """
     out: list[tuple[str, bool]] = [("<|begin_of_text|>", False)] if kind == "llama3" else []
     out += [("<s>", False)] if kind == "sentencepiece" else []
-    for number, m in enumerate(messages, 1):
+    for m in messages:
         role, content, learned = m["role"], m["content"], m["role"] == "assistant"
         if kind == "llama3":
             out += [(f"<|start_header_id|>{role}<|end_header_id|>\n\n", False), (f"{content}<|eot_id|>", learned)]
@@ -105,9 +105,7 @@ BOUNDARIES = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("prompt", "completion"), BOUNDARIES)
-def test_gauntlet_10_a_merge_across_the_boundary_masks_no_answer_token(
-    kind: str, prompt: str, completion: str
-) -> None:
+def test_gauntlet_10_a_merge_across_the_boundary_masks_no_answer_token(kind: str, prompt: str, completion: str) -> None:
     tok = tokenizer(kind)
     e = example(tok, PromptCompletion().text({"prompt": prompt, "completion": completion}))
     check(tok, e, [(prompt, False), (completion, True)], begin_of(kind, tok), [tok.eos_token_id])
