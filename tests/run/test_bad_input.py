@@ -67,14 +67,14 @@ def attempts(
             folder / "run", model_folder, squad_files, *FEW, f"model.tokenizer={folder / 'no_tokenizer'}"
         ),
         "no end": compose(folder / "run", no_end, squad_files, *FEW),
-        "overlong": compose(folder / "run", model_folder, squad_files, *FEW, "data.max_length=80"),
+        "overlong": compose(folder / "run", model_folder, squad_files, *FEW, "data.max_length=86"),
         "all overlong": compose(
             folder / "run", model_folder, squad_files, *FEW, "data.max_length=5", "data.overlong=drop"
         ),
         "right": compose(folder / "run", model_folder, squad_files, *FEW),
-        "drop": compose(folder / "drop", model_folder, squad_files, *FEW, "data.max_length=80", "data.overlong=drop"),
+        "drop": compose(folder / "drop", model_folder, squad_files, *FEW, "data.max_length=86", "data.overlong=drop"),
         "truncate": compose(
-            folder / "truncate", model_folder, squad_files, *FEW, "data.max_length=80", "data.overlong=truncate"
+            folder / "truncate", model_folder, squad_files, *FEW, "data.max_length=86", "data.overlong=truncate"
         ),
     }
     ends = run_all(list(configs.values()))
@@ -97,7 +97,13 @@ def attempts(
         ("missing model", ["model.name_or_path=", "no_model: no such folder"]),
         ("missing tokenizer", ["model.tokenizer=", "no_tokenizer: no such folder"]),
         ("no end", ["no_end", "end-of-text token", "eos_token", "model.tokenizer="]),
-        ("overlong", ["80", "Raise data.max_length, or set data.overlong=drop or truncate"]),
+        (
+            "overlong",
+            [
+                "13 of 36 examples are longer than data.max_length=86",
+                "Raise data.max_length, or set data.overlong=drop or truncate",
+            ],
+        ),
         ("all overlong", ["data.max_length"]),
     ],
 )
