@@ -43,8 +43,9 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             f"its licence on the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"
         )
     if 404 in statuses or "RepositoryNotFound" in text or "DatasetNotFound" in text:
+        there = " (HTTP 404)" if 404 in statuses else ""  # datasets does not say what the hub answered
         return FileNotFoundError(
-            f"{what}: no such repository, file or split (HTTP 404), or it is private or gated: accept its licence on "
+            f"{what}: no such repository, file or split{there}, or it is private or gated: accept its licence on "
             f"the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"
         )
     words = ("Connect", "Timeout", "resolve", "Max retries", "LocalEntryNotFound", "couldn't connect", "unreachable")

