@@ -1,8 +1,8 @@
 """Tell short passages about invented places, with questions on them. Owns the demo's text; worlds.toml holds its words.
 
-A passage is drawn from one world: an opening sentence, five or six facts in random order, each in one of several wordings,
-and now and then a sentence without any fact. Everything follows from the random.Random handed in. Training the tokenizer and
-the model on this text is pretrain.py's.
+A passage is drawn from one world: an opening sentence, five or six facts in random order, each in one of several
+wordings, and now and then a sentence without any fact. Everything follows from the random.Random handed in. Training
+the tokenizer and the model on this text is pretrain.py's.
 """
 
 import random
@@ -18,7 +18,7 @@ WORLDS = tomllib.loads(Path(__file__).with_name("worlds.toml").read_text())
 class Fact:
     answer: str
     start: int  # characters into the context
-    statement: str
+    statements: tuple[str, ...]
     question: str
 
 
@@ -47,7 +47,7 @@ def draw(kind: str, rng: random.Random) -> str:
 
 
 def draw_slots(kinds: dict[str, str], rng: random.Random) -> dict[str, str]:
-    """Return a filler for each slot; no two share a word, so that people, places and numbers differ within a passage."""
+    """Return a filler for each slot; no two share a word, so that names and numbers differ within a passage."""
     values: dict[str, str] = {}
     taken: set[str] = set()
     for slot, kind in kinds.items():
@@ -60,7 +60,7 @@ def draw_slots(kinds: dict[str, str], rng: random.Random) -> dict[str, str]:
 
 
 def fill(template: str, values: dict[str, str], slot: str = "") -> tuple[str, int]:
-    """Return the sentence, and where the value of `slot` starts in it (-1 if it does not); `a` becomes `an` where needed."""
+    """Return the sentence and where the value of `slot` starts in it (-1: nowhere); `a` becomes `an` where needed."""
     text, start = "", -1
     for i, part in enumerate(re.split(r"\{(\w+)\}", template)):
         if i % 2 == 0:
@@ -89,16 +89,16 @@ def tell(rng: random.Random, world: dict | None = None) -> Passage:
     for fact, sentence, start in sentences:
         if fact is not None:
             answer = values[fact["slot"]]
-            statement, _ = fill(rng.choice(fact["again"]), values)
+            statements = tuple(fill(again, values)[0] for again in fact["again"])
             question, _ = fill(rng.choice(fact["ask"]), values)
-            facts.append(Fact(answer, len(context) + 1 + start, statement, question))
+            facts.append(Fact(answer, len(context) + 1 + start, statements, question))
         context += " " + sentence
     title, _ = fill(world["title"], values)
     return Passage(title, context, tuple(facts))
 
 
 def squad_rows(passage: Passage, key: str, rng: random.Random, annotators: int = 1) -> list[dict]:
-    """Return the hub's SQuAD rows for five of the passage's facts. A second annotator keeps the article before the answer."""
+    """Return the hub's SQuAD rows for five of the passage's facts; a second annotator keeps an answer's article."""
     rows = []
     for i, fact in enumerate(rng.sample(passage.facts, 5)):
         texts, starts = [fact.answer], [fact.start]

@@ -53,13 +53,17 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.jsonl")
-        words = np.array("the of keeper bread stone river counted again evening harbour quiet seven".split())
+        words = np.array([f"word{i}" for i in range(400)])
         rng = np.random.default_rng(0)
         with path.open("w") as file:
             for i in range(arguments.examples):
                 if i % 5 == 0:
                     context = " ".join(rng.choice(words, 120))
-                row = {"context": context, "question": f"What about {i}?", "answers": {"text": [str(rng.choice(words))]}}
+                row = {
+                    "context": context,
+                    "question": f"What about {i}?",
+                    "answers": {"text": [str(rng.choice(words))]},
+                }
                 file.write(json.dumps(row) + "\n")
         context_ = mp.get_context("spawn")
         previous = None
@@ -73,7 +77,9 @@ def main() -> None:
             for p in processes:
                 p.join()
             data = sum(after) - sum(before)
-            more = "" if previous is None else f", {(data - previous[1]) / (ranks - previous[0]):.0f} MiB a further rank"
+            more = (
+                "" if previous is None else f", {(data - previous[1]) / (ranks - previous[0]):.0f} MiB a further rank"
+            )
             print(f"{ranks} rank(s): {sum(before):.0f} MiB before the data, {data:.0f} MiB for it{more}", flush=True)
             previous = (ranks, data)
 

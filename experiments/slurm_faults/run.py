@@ -1,13 +1,15 @@
 """Six points of two processes on a real SLURM of two nodes: which of them survive what, and with which losses.
 
-    python experiments/slurm_faults/run.py
+    python experiments/slurm_faults/run.py [--dir DIR]
 
-Starts a cluster of its own (slurm/local-cluster) and takes about 10 minutes, most of it time limits.
+Starts a cluster of its own (slurm/local-cluster) and takes about 12 minutes, most of it time limits.
 """
 
+import argparse
+import importlib.metadata
 import json
 import os
-import shutil
+import platform
 import subprocess
 import sys
 import tempfile
@@ -18,87 +20,97 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
 
+from tests.slurm.cluster import SlurmCluster, local_cluster  # noqa: E402
 from tests.support import make_model_folder, make_squad_file, read_jsonl  # noqa: E402
 
-FAULTS = ("none", "late", "kill", "slow_1", "slow_3", "none_0")
-STORIES = (
-    "undisturbed", "raised on rank 1 after the last collective", "kill -9 of rank 1 at step 3",
-    "preempted by a job of the higher partition", "met its time limit", "undisturbed",
-)  # fmt: skip
+# The names of tests/slurm/faults.py; slow_8 takes 8 s a step: 30 of them are 4 min, and a job has 3.
+POINTS = {
+    "none": "undisturbed",
+    "late": "raised on rank 1 after the last collective",
+    "kill": "rank 1 killed (-9) at step 3",
+    "slow_1": "preempted by a job of the higher partition",
+    "slow_8": "met its time limit twice or more",
+    "none_0": "undisturbed",
+}
 STEPS = 30
 
 
 def main() -> None:
     """Run it and print what came of every point."""
-    cluster, folder = (
-        Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp")),
-        Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp")),
-    )
-    local_cluster = [str(REPO / "slurm/local-cluster")]
-    subprocess.run([*local_cluster, "start", "--nodes=2", "--gpus=0", f"--dir={cluster}"], check=True)
-    env = os.environ | {
-        "SLURM_CONF": f"{cluster}/etc/slurm.conf",
-        "PATH": f"{cluster}/bin:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPO),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "160",
-    }
-    try:
-        show(folder, env)
-    finally:
-        subprocess.run([*local_cluster, "stop", f"--dir={cluster}"], check=True)
-        shutil.rmtree(cluster)
-        print(f"the sweep stays in {folder}/sweep")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, help="a new folder for model, data and sweep (default: a temporary one)")
+    folder = (parser.parse_args().dir or Path(tempfile.mkdtemp(prefix="slurm_faults-"))).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with local_cluster(nodes=2) as cluster:
+        more = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+        cluster.env.update(more)
+        print(versions(cluster))
+        show(folder, cluster)
+    print(f"\nthe sweep stays in {folder}/sweep")
 
 
-def show(folder: Path, env: dict[str, str]) -> None:
+def versions(cluster: SlurmCluster) -> str:
+    """Return what it ran on."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True)
+    named = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "submitit", "hydra-core")]
+    return ", ".join([cluster.run("sinfo", "--version"), *named, f"Python {platform.python_version()}",
+                      f"{os.cpu_count()} cores", f"commit {git.stdout.strip()}"])  # fmt: skip
+
+
+def show(folder: Path, cluster: SlurmCluster) -> None:
     """Launch the sweep, do harm from outside, retry, compare."""
     make_model_folder(folder / "model")
     make_squad_file(folder / "train.jsonl")
     cause, sweep = folder / "cause", folder / "sweep"
     cause.touch()
-    common = [
-        "model=hf", f"model.name_or_path={folder}/model", "data=squad", f"data.path={folder}/train.jsonl",
-        "data.split=train", "tracker=none", "optim.lr=1e-3", "trainer.batch_size=8", f"trainer.max_steps={STEPS}",
-        "schedule=constant", "schedule._target_=tests.slurm.faults.cosine", "~schedule.warmup_steps",
-        "+schedule.at=3", f"+schedule.cause={cause}",
+    command = [
+        sys.executable, "-m", "sftlab.train", "model=hf", f"model.name_or_path={folder}/model", "data=squad",
+        f"data.path={folder}/train.jsonl", "data.split=train", "tracker=none", "optim.lr=1e-3",
+        "trainer.batch_size=8", f"trainer.max_steps={STEPS}", "schedule=constant",
+        "schedule._target_=tests.slurm.faults.cosine", "~schedule.warmup_steps", "+schedule.at=3",
+        f"+schedule.cause={cause}", f"hydra.sweep.dir={sweep}", "launcher=slurm", "launcher.nodes=2",
+        "launcher.timeout_min=3", "launcher.signal_delay_s=60", "launcher.array_parallelism=1",
+        f"+schedule.fault={','.join(POINTS)}",
     ]  # fmt: skip
-    launcher = [
-        "launcher=slurm", "launcher.nodes=2", "launcher.timeout_min=2", "launcher.signal_delay_s=45",
-        "launcher.array_parallelism=1",
-    ]  # fmt: skip
-    train = [sys.executable, "-m", "sftlab.train", *common, f"hydra.sweep.dir={sweep}"]
-    driver = subprocess.Popen([*train, *launcher, f"+schedule.fault={','.join(FAULTS)}"], cwd=folder, env=env)
-    wait_until(lambda: len(read(sweep / "3/metrics.jsonl")) > 4, "point 3 under way")
-    high = ["sbatch", "--partition=high", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3"]
-    subprocess.run(high, cwd=folder, env=env, check=True)
-    print("exit code of the sweep:", driver.wait())
-    array = json.loads((sweep / "sweep.json").read_text())["points"][0]["job_id"].split("_")[0]
-    squeue = ["squeue", "--array", "--states=all", "--noheader", "--format=%i %T", f"--jobs={array}"]
-    print(subprocess.run(squeue, env=env, capture_output=True, text=True, check=True).stdout)
+    began_s = time.monotonic()
+    driver = subprocess.Popen(command, cwd=folder, env=cluster.env)
+    slow = list(POINTS).index("slow_1")
+    wait_until(lambda: len(read(sweep / f"{slow}/metrics.jsonl")) > 4, f"step 4 of point {slow}")
+    high = cluster.sbatch(folder, "sleep 3", "--partition=high", "--exclusive", "--nodes=2")
+    print(f"sbatch --partition=high: job {high} takes both nodes", flush=True)
+    print(f"exit code of the sweep: {driver.wait()}, after {time.monotonic() - began_s:.0f} s\n")
+    jobs = [point["job_id"] for point in json.loads((sweep / "sweep.json").read_text())["points"]]
+    print(cluster.run("sacct", "-o", "JobID,State,NodeList", "-j", jobs[0].split("_")[0]), "\n", sep="")
+    for job in jobs[1:3]:
+        fields = dict(f.partition("=")[::2] for f in cluster.run("scontrol", "show", "job", job).split())
+        print(f"scontrol show job {job}: JobState={fields['JobState']} ExitCode={fields['ExitCode']}")
+    for num, rank in ((1, 1), (2, 0)):
+        log = sweep / ".submitit" / jobs[num] / f"{jobs[num]}_{rank}_log.err"
+        print(f"\n{log.relative_to(sweep)} ends with", *log.read_text().splitlines()[-12:], sep="\n    ")
     report(sweep, "after the sweep")
 
     cause.unlink()
-    command = [sys.executable, "-m", "sftlab.sweep", f"dir={sweep}", "report=false"]
-    subprocess.run([*command, "retry=failed", "watch=true"], cwd=folder, env=env, check=True)
-    report(sweep, "after retry=failed, the cause being gone")
+    again = [sys.executable, "-m", "sftlab.sweep", f"dir={sweep}", "metric=train/loss", "report=false", "retry=failed"]
+    print("\nthe cause is gone: sweep retry=failed", flush=True)
+    print(f"exit code of the retry: {subprocess.run(again, cwd=folder, env=cluster.env, check=False).returncode}")
+    report(sweep, "after retry=failed")
 
 
 def report(sweep: Path, title: str) -> None:
-    """Print a line a point: status, starts and the steps they began at, losses against point 0's."""
-    print(f"{title}\npoint  status    started at steps     losses    story")
+    """Print a line a point: status, the steps at which it started, its losses against point 0's."""
+    print(f"\n{title}\npoint  status    started at steps  steps  losses     story")
     straight = losses(sweep / "0")
-    for num, story in enumerate(STORIES):
+    for num, story in enumerate(POINTS.values()):
         status = json.loads((sweep / str(num) / "summary.json").read_text())["status"]
         starts = " ".join(str(a["step"]) for a in read(sweep / str(num) / "attempts.jsonl"))
-        same = "bit-equal" if losses(sweep / str(num)) == straight else "differ"
-        print(f"{num:5}  {status:8}  {starts:19}  {same:9} {story}")
+        mine = losses(sweep / str(num))
+        same = "bit-equal" if mine == straight else "equal so far" if mine == straight[: len(mine)] else "DIFFER"
+        print(f"{num:5}  {status:8}  {starts:16}  {len(mine):5}  {same:12} {story}")
 
 
-def losses(run_dir: Path) -> dict[int, float]:
-    """Return the training loss of every step."""
-    return {line["step"]: line["train/loss"] for line in read(run_dir / "metrics.jsonl") if "train/loss" in line}
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    """Return the training loss of every step, every line that is written counted."""
+    return [(line["step"], line["train/loss"]) for line in read(run_dir / "metrics.jsonl") if "train/loss" in line]
 
 
 def read(file: Path) -> list[dict]:
@@ -106,7 +118,7 @@ def read(file: Path) -> list[dict]:
     return read_jsonl(file) if file.exists() else []
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 600) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 1200) -> None:
     """Wait. Raises: TimeoutError."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -1,6 +1,6 @@
 """Make the benchmark's model folder: a 6.8M-parameter Llama, untrained, and a byte-level tokenizer of 8192 tokens.
 
-    python experiments/speed_vs_trl/model.py --data train.jsonl --out /tmp/bench_model
+python experiments/speed_vs_trl/model.py --data train.jsonl --out /tmp/bench_model
 """
 
 import argparse

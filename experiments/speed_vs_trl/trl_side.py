@@ -1,6 +1,6 @@
 """TRL's SFTTrainer on the same examples: prints the wall time at the end of every step as JSON lines.
 
-    python experiments/speed_vs_trl/trl_side.py --model FOLDER --data train.jsonl --steps 12
+python experiments/speed_vs_trl/trl_side.py --model FOLDER --data train.jsonl --steps 12
 """
 
 import argparse

@@ -14,6 +14,7 @@ from sftlab.assets import locate
 from sftlab.data.format import Conversation, Fields, Format
 
 MARK = "\ue000"  # from Unicode's private use area: no tokenizer or template treats it specially
+QUOTES = "\"'\\"
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
 
@@ -90,18 +91,21 @@ class ChatTemplate:
         other, _ = self._text([*messages[:i], marked(messages[i]), *messages[i + 1 :]], tools)
         before, _, _ = other.partition(MARK)
         _, mark, after = other.rpartition(MARK)
+        if messages[i].get("tool_calls"):  # the mark stands there as a string; numbers and no arguments have no quotes
+            before, after = before.rstrip(QUOTES), after.lstrip(QUOTES)
         if not mark or not text.endswith(after) or not text.startswith(before):
             raise ValueError(
                 f"the chat template rewrites the conversation around message {i + 1}, so that its turn cannot be found "
                 "in the text: mark turns in the template with {% generation %}"
             )
         start = len(before)
-        if self.has_prompt:
+        if self.has_prompt or text[:start][-1:].isspace():
             try:
                 prompt, _ = self._text(messages[:i], tools, prompt=True)
             except ValueError:  # it may not take a conversation that ends there
                 prompt = text
-            if text.startswith(prompt) and prompt != text:
+            # Without a generation prompt what lies between is a header, unless it is space: Llama 2's model writes that.
+            if text.startswith(prompt) and prompt != text and (self.has_prompt or not text[len(prompt) : start].strip()):
                 start = len(prompt)
         return start, max(start, len(text) - len(after))
 

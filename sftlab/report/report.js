@@ -163,12 +163,12 @@ function bundles(metric) {
   const runs = D.points.filter(p => visible(p) && (p.curves[metric] ?? []).length > 0), groups = new Map();
   for (const p of runs) groups.set(p.group, [...(groups.get(p.group) ?? []), p]);
   return [...groups.values()].map(points => {
-    const at = new Map();
-    for (const p of points) for (const [s, v] of p.curves[metric]) at.set(s, [...(at.get(s) ?? []), v]);
-    const steps = [...at.keys()].sort((a, b) => a - b).filter(s => at.get(s).length === points.length);
-    const mean = steps.map(s => [s, at.get(s).reduce((a, b) => a + b) / points.length]);
+    const ended = points.filter(p => p.state === "finished"), whole = ended.length ? ended : points, at = new Map();
+    for (const p of whole) for (const [s, v] of p.curves[metric]) at.set(s, [...(at.get(s) ?? []), v]);
+    const steps = [...at.keys()].sort((a, b) => a - b).filter(s => at.get(s).length === whole.length);
+    const mean = steps.map(s => [s, at.get(s).reduce((a, b) => a + b) / whole.length]);
     const band = steps.map(s => [s, Math.min(...at.get(s)), Math.max(...at.get(s))]);
-    return { points, mean: steps.length > 1 || points.every(p => p.curves[metric].length < 2) ? mean : points[0].curves[metric], band: points.length > 1 ? band : [], label: describe(D.groups[points[0].group].settings) };
+    return { points, rest: points.filter(p => !whole.includes(p)), mean: steps.length > 1 || whole.every(p => p.curves[metric].length < 2) ? mean : whole[0].curves[metric], band: whole.length > 1 ? band : [], label: describe(D.groups[points[0].group].settings) };
   });
 }
 function curves() {
@@ -176,14 +176,14 @@ function curves() {
   $("s-curves").hidden = !metrics.length;
   if (!metrics.length) return;
   state.metric ??= metrics[0];
-  const all = bundles(state.metric), values = all.flatMap(b => [...b.mean.map(m => m[1]), ...b.band.flatMap(m => [m[1], m[2]])]);
+  const all = bundles(state.metric), values = all.flatMap(b => [...b.mean.map(m => m[1]), ...b.band.flatMap(m => [m[1], m[2]]), ...b.rest.flatMap(p => p.curves[state.metric].map(m => m[1]))]);
   if (!values.length) { $("curves").replaceChildren(); curveTools(metrics); return; }
   const lo = Math.min(...values), hi = Math.max(...values);
   state.log ??= lo > 0 && hi / lo > 3;
   if (lo <= 0) state.log = false;
   curveTools(metrics);
   const { root, width, height } = canvas($("curves"), innerWidth < 640 ? 300 : 380);
-  const steps = all.flatMap(b => b.mean.map(m => m[0])), x = scale(Math.min(...steps), Math.max(...steps), 54, width - 14), y = scale(...padded(lo, hi, state.log, .04), height - 40, 26, state.log);
+  const steps = all.flatMap(b => [...b.mean, ...b.rest.flatMap(p => p.curves[state.metric])].map(m => m[0])), x = scale(Math.min(...steps), Math.max(...steps), 54, width - 14), y = scale(...padded(lo, hi, state.log, .04), height - 40, 26, state.log);
   yAxis(root, y, 54, width - 14, state.metric + (state.log ? ", log scale" : ""));
   for (const t of x.ticks(width < 500 ? 4 : 8)) svg("text", { x: x(t), y: height - 20, "text-anchor": "middle" }, root, fig(t));
   svg("text", { x: (54 + width - 14) / 2, y: height - 3, "text-anchor": "middle" }, root, "step");
@@ -193,6 +193,7 @@ function curves() {
   for (const b of all) {
     const c = colour(b.points[0]), key = keyOf(b.points[0]);
     if (b.band.length > 1) svg("path", { d: path(b.band.map(m => [m[0], m[2]])) + path(b.band.map(m => [m[0], m[1]]).reverse()).replace("M", "L") + "Z", fill: c, "fill-opacity": .13, "data-key": key }, runs);
+    for (const p of b.rest) svg("path", { d: path(p.curves[state.metric]), fill: "none", stroke: c, "stroke-width": 1.3, "stroke-dasharray": "2 4", "data-key": key }, lines);
     svg("path", { d: path(b.mean), fill: "none", stroke: c, "stroke-width": 2.1, "stroke-linejoin": "round", "stroke-linecap": "round", "data-key": key }, lines);
     if (b.mean.length <= 12) for (const [s, v] of b.mean) svg("circle", { cx: x(s), cy: y(v), r: 3, fill: c, "data-key": key }, lines);
   }
@@ -218,7 +219,7 @@ function curves() {
 function axisFor(name, r0, r1) {
   if (name === "score") {
     const s = FINISHED.map(p => p.score), y = scale(...(D.lower ? [Math.max(...s), Math.min(...s)] : [Math.min(...s), Math.max(...s)]), r0, r1);
-    return { at: p => p.score === null ? null : y(p.score), ticks: ticks(Math.min(...s), Math.max(...s), 6).concat([Math.min(...s)]).filter((t, i, a) => i === a.length - 1 || Math.abs(y(t) - y(a[a.length - 1])) > 16).map(t => [y(t), shown(t)]) };
+    return { at: p => p.score === null ? null : y(p.score), ticks: ticks(Math.min(...s), Math.max(...s), 6).concat([Math.min(...s)]).filter((t, i, a) => i === a.length - 1 || Math.abs(y(t) - y(a[a.length - 1])) > 16).map((t, i, a) => [y(t), i === a.length - 1 ? shown(t) : fig(t)]) };
   }
   const all = levels(name), numbers = all.map(num);
   if (numbers.includes(null) || all.length <= 8) {
@@ -327,7 +328,7 @@ function importance() {
     svg("text", { x: left - 10, y: y + 14, "text-anchor": "end", class: "title" }, root, name);
     svg("rect", { x: x(0), y, width: Math.max(1, x(share) - x(0)), height: 20, rx: 4, fill: chance === null ? "var(--faint)" : "var(--accent)", opacity: .88 }, root);
     if (chance !== null) svg("line", { x1: x(chance), x2: x(chance), y1: y - 4, y2: y + 24, stroke: "var(--warn)", "stroke-width": 2.5 }, root);
-    svg("text", { x: x(share) + 8, y: y + 14, class: "title", style: "paint-order: stroke; stroke: var(--card); stroke-width: 3px" }, root, `${(share * 100).toFixed(1)} %`);
+    svg("text", { x: (chance !== null && x(chance) - x(share) > -6 && x(chance) - x(share) < 64 ? x(chance) : x(share)) + 8, y: y + 14, class: "title", style: "paint-order: stroke; stroke: var(--card); stroke-width: 3px" }, root, `${(share * 100).toFixed(1)} %`);
   });
 }
 
@@ -346,9 +347,9 @@ function samples() {
   $("samples-note").textContent = `Point ${D.winner} at step ${D.samples[0].step}: greedy answers on validation examples, spread over those recorded. Green is one of the accepted answers, word for word.`;
   const plain = t => t.trim().toLowerCase().replace(/[^\p{L}\p{N} ]/gu, "").replace(/\b(a|an|the)\b/g, " ").replace(/\s+/g, " ").trim();
   $("samples").replaceChildren(...D.samples.map(s => {
-    const at = s.prompt.lastIndexOf("Question:"), context = at > 0 ? s.prompt.slice(0, at) : "", ask = at > 0 ? s.prompt.slice(at) : s.prompt;
+    const at = s.prompt.lastIndexOf("Question:"), context = at > 0 ? s.prompt.slice(0, at) : "", ask = at > 0 ? s.prompt.slice(at).replace(/^Question:\s*|\s*Answer:\s*$/g, "") : s.prompt;
     const right = s.references.some(r => plain(r) === plain(s.answer));
-    return html("div", { class: "card" }, context ? html("p", { class: "context", title: "hover to read it all" }, context) : null, html("p", {}, ask),
+    return html("div", { class: "card" }, context ? html("p", { class: "context", title: "hover to read it all" }, context.replace(/^Context:\s*/, "")) : null, html("p", { class: "ask" }, ask),
       html("dl", {}, html("dt", {}, "answer"), html("dd", { class: right ? "right" : "wrong" }, s.answer || "(nothing)"), html("dt", {}, "expected"), html("dd", {}, [...new Set(s.references)].join(" / ")),
         ...(s.before === null ? [] : [html("dt", {}, "untrained"), html("dd", { class: "context" }, s.before || "(nothing)")])));
   }));

@@ -63,7 +63,8 @@ def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded
 
 def test_gauntlet_09_11_a_prompt_has_the_tokens_it_was_trained_on(loaded: Inference) -> None:
     fields = {"context": CONTEXT, "question": QUESTION, "answers": {"text": ["Ravi Merrow"]}}
-    (example,) = Renderer(loaded.tokenizer).examples([Squad().text(fields)], ["here"])
+    renderer = Renderer(loaded.tokenizer)
+    (example,) = renderer.examples([renderer.render(Squad().text(fields))], ["here"])
     trained_on = example.tokens[: example.num_prompt].tolist()
     asked = request(loaded, {"context": CONTEXT, "question": QUESTION}, Squad())
     assert asked.tokens.tolist() == trained_on == loaded.encode(PROMPT).tolist()

@@ -17,7 +17,7 @@ def no_jobs_left(slurm_cluster) -> Iterator[None]:
         slurm_cluster.run("scancel", *jobs)
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {limit_s} s"
