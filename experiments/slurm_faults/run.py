@@ -75,7 +75,11 @@ def show(folder: Path, cluster: SlurmCluster) -> None:
     began_s = time.monotonic()
     driver = subprocess.Popen(command, cwd=folder, env=cluster.env)
     slow = list(POINTS).index("slow_1")
-    wait_until(lambda: len(read(sweep / f"{slow}/metrics.jsonl")) > 4, f"step 4 of point {slow}")
+    wait_until(
+        lambda: len(read(sweep / f"{slow}/metrics.jsonl")) > 4 or driver.poll() is not None, f"step 4 of point {slow}"
+    )
+    if driver.poll() is not None:
+        sys.exit(f"the sweep ended before point {slow} got to step 4: see {sweep}")
     high = cluster.sbatch(folder, "sleep 3", "--partition=high", "--exclusive", "--nodes=2")
     print(f"sbatch --partition=high: job {high} takes both nodes", flush=True)
     print(f"exit code of the sweep: {driver.wait()}, after {time.monotonic() - began_s:.0f} s\n")
