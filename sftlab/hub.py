@@ -1,6 +1,7 @@
 """What went wrong with the Hugging Face Hub, in words that say what to do."""
 
 import os
+from pathlib import Path
 
 
 def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
@@ -8,6 +9,11 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
 
     Looks through the chain of causes for an HTTP status, since transformers and datasets wrap the hub's errors.
     """
+    here = Path(name).expanduser()
+    if (here.is_absolute() or name.startswith(".") or name.count("/") > 1) and not here.exists():
+        return FileNotFoundError(
+            f"{key}={name}: no such folder; expected one with a {kind} in it, or a hub id (owner/name)"
+        )
     statuses, texts, cause = [], [], error
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]

@@ -36,7 +36,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
     """
     check(config)
     run_dir = Path(config["run_dir"])
-    with world() as here, StopSignal(here, command_again(overrides, run_dir)) as stop, lost_ranks():
+    with world() as here, StopSignal(here, command_again(overrides, run_dir)) as stop:
         quiet_libraries(here)
         claimed = claim(run_dir, config, overrides, here)
         if claimed.finished:
@@ -44,11 +44,12 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
         began_s = time.time()
         made: Run | None = None
         try:
-            made = build(config, here, run_dir, claimed, stop)
-            if here.is_main:
-                made.trainer.console.facts(f"sftlab: {config['name']}", facts(config, made))
-            score = made.trainer.fit()
-            leave_model(config, made, here)
+            with lost_ranks():
+                made = build(config, here, run_dir, claimed, stop)
+                if here.is_main:
+                    made.trainer.console.facts(f"sftlab: {config['name']}", facts(config, made))
+                score = made.trainer.fit()
+                leave_model(config, made, here)
             if here.is_main:
                 finish(made, score, time.time() - began_s)
         except SystemExit:

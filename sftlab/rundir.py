@@ -209,7 +209,8 @@ def git(*arguments: str) -> str | None:
 def note_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Write down that a rank failed, and why; of several the first, unless it only lost a peer to another."""
     summary = read_summary(folder)
-    if summary.get("status") != "failed" or "by peer" in summary.get("error", ""):
+    only_lost_a_peer = any(words in summary.get("error", "") for words in ("by peer", "RankLost"))
+    if summary.get("status") != "failed" or only_lost_a_peer:
         failure = {"status": "failed", "rank": rank, "error": f"{type(error).__name__}: {error}"}
         write_summary(folder, {**summary, **failure})
 

@@ -14,7 +14,7 @@ SECRETS = {
     "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})"),
     "an OpenAI or Anthropic key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
     "an AWS key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Weights & Biases or other API key": re.compile(rb"(?i)\b(?:wandb_|api_?)key[\"'\s:=]+[0-9a-f]{32,}\b"),
+    "a Weights & Biases or other API key": re.compile(rb"(?i)(?:wandb_|api_?)key[\"'\s:=]+[0-9a-f]{32,}\b"),
     "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password in a URL": re.compile(rb"\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
 }

@@ -7,5 +7,7 @@ FOLDER = Path(__file__).parent
 
 
 def locate(name: str) -> str:
-    """Return the path of a shipped file or folder for `asset://...`, any other name as it is."""
+    """Return the path of a shipped file or folder for `asset://...`, that of `~/...`, any other name as it is."""
+    if name.startswith("~"):  # a shell does not expand it behind `key=`
+        return str(Path(name).expanduser())
     return str(FOLDER / name.removeprefix(SCHEME)) if name.startswith(SCHEME) else name

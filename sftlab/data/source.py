@@ -4,11 +4,14 @@ A source knows how many rows it has, what they hash to and how to read any range
 reading. What a row means is the format's.
 """
 
+import csv
 import glob
 import gzip
 import hashlib
+import io
 import json
 import re
+import zlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -213,15 +216,30 @@ def _open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
         raise ValueError(f"{key}={path}: cannot read a {kind or 'file without suffix'}; expected {', '.join(KINDS)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{key}={path}: the file is empty")
-    if kind in LINES:
-        return Lines.open(path)
-    if kind == ".json":
-        return _open_json(path, rows_of)
-    options: dict[str, Any] = {"data_files": str(path), "split": "train"}
-    if TABLES[kind] == "csv":
-        # Text stays text: pandas would make numbers of a column of digits, and nothing of "NA" and empty cells.
-        options |= {"dtype": str, "keep_default_na": False, "sep": "\t" if kind == ".tsv" else ","}
+    try:
+        if kind in LINES:
+            return Lines.open(path)
+        if kind == ".json":
+            return _open_json(path, rows_of)
+        options: dict[str, Any] = {"data_files": str(path), "split": "train"}
+        if TABLES[kind] == "csv":
+            options |= _as_text(path, "\t" if kind == ".tsv" else ",")
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot read this file: {type(error).__name__}: {error}") from None
     return Table(str(path), _load(TABLES[kind], key, shown=str(path), **options))
+
+
+def _as_text(path: Path, separator: str) -> dict[str, Any]:
+    """Return the options with which a CSV file's text stays text.
+
+    By itself pandas makes numbers of a column of digits, and nothing of "NA" and of empty cells.
+    """
+    import datasets
+
+    with _open(path) as file:
+        header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=separator), [])
+    features = datasets.Features({name: datasets.Value("string") for name in header})
+    return {"features": features, "keep_default_na": False, "sep": separator, "encoding": "utf-8-sig"}
 
 
 def _open(path: Path) -> Any:

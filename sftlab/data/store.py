@@ -112,8 +112,9 @@ def _tokenised(
                         raise ValueError(f"{source.where(number)}: {error}") from None
                     bad.append((number, str(error)))
             wheres = [source.where(n) for n, _ in good]
-            for (number, _), e in zip(good, renderer.examples([r for _, r in good], wheres), strict=True):
-                yield columns(e, number)
+            for (number, rendered), e in zip(good, renderer.examples([r for _, r in good], wheres), strict=True):
+                # Of a row without an id of its own nothing is stored: the same rows may lie in another file next time.
+                yield columns(e, number) if rendered.source.id is not None else {**columns(e, number), "id": None}
             for number, reason in bad:
                 yield {**columns(NOTHING, number), "error": reason}
 
@@ -179,7 +180,7 @@ class Store(Sequence[Example]):
         return Example(
             tokens=chunk.column("tokens")[i].values.to_numpy(),
             supervised=chunk.column("supervised")[i].values.to_numpy(zero_copy_only=False),
-            id=chunk.column("id")[i].as_py(),
+            id=chunk.column("id")[i].as_py() or self.where(index),
             group=int(self.groups[index]),
             num_prompt=chunk.column("num_prompt")[i].as_py(),
             references=tuple(chunk.column("references")[i].as_py()),

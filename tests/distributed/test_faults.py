@@ -39,7 +39,8 @@ def test_a_loss_that_is_no_number_stops_every_rank_or_is_skipped(
     ids = [f"p{i // 3}q{i % 3}" for i in Plan(np.arange(36) // 3, 12, seed=0, group_by_prefix=True).examples(3)]
 
     for end in ends[1]:
-        assert end.startswith("NonFinite: step 3: the loss is nan and the gradient norm nan; the update was not made.")
+        assert end.startswith("NonFinite: step 3: the loss is nan and the gradient norm")
+        assert "the update was not made" in end
         assert f"Examples of this step: {', '.join(ids[:8])} and 4 more" in end and "trainer.skip_nonfinite=N" in end
     assert "NonFinite: step 3" in (tmp_path / "stopped/train.log").read_text()
     assert "step_00000002, step 2" in (tmp_path / "stopped/train.log").read_text(), "the last good one, resumed"
@@ -75,7 +76,8 @@ def test_a_killed_rank_ends_the_others_within_a_minute(
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFTLAB_START_TIME": "now"}
         command = [sys.executable, "-c", STORE + "main()", *typed]
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        with (tmp_path / f"{rank}.err").open("w") as errors:
+            ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors))
     try:
         metrics = tmp_path / "run/metrics.jsonl"
         deadline_s = time.monotonic() + 240
@@ -84,14 +86,15 @@ def test_a_killed_rank_ends_the_others_within_a_minute(
             time.sleep(0.05)
         ranks[victim].send_signal(signal.SIGKILL)
         killed_s = time.monotonic()
-        _, errors = ranks[1 - victim].communicate(timeout=60)
+        code = ranks[1 - victim].wait(timeout=60)
         took_s = time.monotonic() - killed_s
     finally:
         for process in ranks:
             process.kill()
             process.wait()
-    assert took_s < 60 and ranks[1 - victim].returncode == 1
-    assert f"error on rank {1 - victim}: another rank has ended" in errors and "the same command resumes" in errors
+    said = (tmp_path / f"{1 - victim}.err").read_text()
+    assert took_s < 60 and code == 1, said
+    assert f"error on rank {1 - victim}: another rank has ended" in said and "the same command resumes" in said
     if victim == 1:
         summary = json.loads((tmp_path / "run/summary.json").read_text())
         assert summary["status"] == "failed" and "another rank has ended" in summary["error"]

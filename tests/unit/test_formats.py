@@ -1,0 +1,152 @@
+"""What each format makes of a row, and what it says of a bad one."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sftlab.data.format import Conversation, Format, Text
+from sftlab.data.formats.chat import Chat
+from sftlab.data.formats.gsm8k import Gsm8k
+from sftlab.data.formats.instruction import Instruction
+from sftlab.data.formats.prompt_completion import PromptCompletion
+from sftlab.data.formats.squad import Squad
+from sftlab.data.formats.text import PlainText
+
+SQUAD = {"id": "q1", "context": "A b c.", "question": "What?", "answers": {"text": ["b", "b c"], "answer_start": [2]}}
+GSM = {"question": "48 and half?", "answer": "48/2 = <<48/2=24>>24\n#### 1,072.50"}
+USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
+
+
+def test_squad() -> None:
+    text = Squad().text(SQUAD)
+    assert text == Text("Context: A b c. Question: What? Answer:", " b", "q1", "A b c.", ("b", "b c"))
+    assert Squad().prompt_text({"context": "A b c.", "question": "What?"}) == text.prompt
+    none = Squad(unanswerable="cannot say").text({**SQUAD, "answers": {"text": []}})
+    assert (none.completion, none.references) == (" cannot say", ("cannot say",))
+
+
+def test_squads_own_json_of_both_versions() -> None:
+    qas = [
+        {"id": "1", "question": "Who?", "answers": [{"text": "b", "answer_start": 2}, {"text": "A b"}]},
+        {"id": "2", "question": "No?", "answers": [], "is_impossible": True, "plausible_answers": [{"text": "c"}]},
+    ]
+    document = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "A b c.", "qas": qas}]}]}
+    first, second = (Squad().text(row) for row in Squad().rows(document))
+    assert (first.id, first.completion, first.references) == ("1", " b", ("b", "A b"))
+    assert (second.id, second.completion) == ("2", " unanswerable")
+    with pytest.raises(ValueError, match="this is not SQuAD"):
+        Squad().rows({"rows": []})
+
+
+def test_squad_scores_as_the_official_script() -> None:
+    score = Squad().score
+    assert score("The Keeper!", ["a keeper", "Ravi"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert score("keeper of light", ["the keeper"]) == {"exact_match": 0.0, "f1": pytest.approx(0.5)}
+    assert score("", ["x"]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_prompt_completion_joins_the_columns_as_they_stand() -> None:
+    row = {"p": "Say ", "c": "it ", "id": 7}
+    assert PromptCompletion("p", "c").text(row) == Text("Say ", "it ", "7", "Say ", ("it",))
+    assert PromptCompletion("p", "c", group_chars=2).text(row).group == "Sa"
+
+
+def test_instruction_has_alpacas_two_wordings() -> None:
+    row = {"instruction": "Add.", "input": "", "output": "3"}
+    plain = Instruction().text(row)
+    assert plain.prompt.endswith("### Instruction:\nAdd.\n\n### Response:\n") and "Input" not in plain.prompt
+    assert plain == Instruction().text({k: v for k, v in row.items() if k != "input"})
+    given = Instruction().text({**row, "input": "1 {and} 2"})
+    assert given.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 {and} 2\n\n### Response:\n")
+    assert given.completion == "3" and given.prompt.startswith("Below is an instruction that describes a task, paired")
+    named = Instruction("q", None, "a", without_input="{instruction}?").text({"q": "Add", "a": "3", "input": "x"})
+    assert (named.prompt, named.completion) == ("Add?", "3")
+
+
+def test_gsm8k_is_scored_by_its_number() -> None:
+    format = Gsm8k()
+    text = format.text(GSM)
+    assert text.prompt == "Question: 48 and half?\nAnswer:" and text.completion == f" {GSM['answer']}"
+    for answer in ("so\n#### 1072.5", "#### $1,072.50", "####1072.500 clips", "#### 1072.50."):
+        assert format.score(answer, text.references) == {"exact_match": 1.0}, answer
+    for answer in ("1072.5", "#### 1072", "#### -1072.5", "", "####"):
+        assert format.score(answer, text.references) == {"exact_match": 0.0}, answer
+
+
+def test_text_is_learned_whole() -> None:
+    assert PlainText("body").text({"body": "All of it"}) == Text("", "All of it", None, "All of it")
+
+
+def test_chat_of_openai_and_sharegpt_are_one() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    openai = Chat().text({"messages": [system, USER, ASSISTANT, USER, {**ASSISTANT, "content": " Ho "}], "id": "x"})
+    said = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Yo"), ("human", "Hi"), ("gpt", " Ho ")]
+    sharegpt = Chat().text({"conversations": [{"from": f, "value": v} for f, v in said], "id": "x"})
+    assert openai == sharegpt
+    assert isinstance(openai, Conversation) and openai.supervised == (2, 4) and openai.references == ("Ho",)
+    assert Chat(supervise="last").text({"messages": list(openai.messages)}).supervised == (4,)
+    as_text = Chat().text({"messages": json.dumps([system, USER, ASSISTANT])})
+    assert as_text.messages == openai.messages[:3]
+    parts = Chat().text({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, ASSISTANT]})
+    assert parts.messages[0] == USER
+    weighed = Chat().text({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]})
+    assert weighed.supervised == (3,) and all("weight" not in m for m in weighed.messages)
+
+
+def test_chat_with_tools() -> None:
+    called = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    rows = [{"from": "human", "value": "1?"}, called, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "1"}]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    made = Chat().text({"conversations": rows, "tools": json.dumps(tools)})
+    assert [m["role"] for m in made.messages] == ["user", "assistant", "tool", "assistant"]
+    assert made.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert made.supervised == (1, 3) and made.tools == tuple(tools)
+    # A columnar file has every key in every message.
+    filled = {"role": "assistant", "content": "Yo", "tool_calls": None, "name": None}
+    assert Chat().text({"messages": [USER, filled], "tools": None}).messages[1] == ASSISTANT
+
+
+BAD: list[tuple[Format, dict[str, Any], str]] = [
+    (Squad(), {"context": "c", "answers": {"text": ["a"]}}, "no field 'question'; it has 'context', 'answers'"),
+    (Squad(), {**SQUAD, "answers": ["a"]}, "field 'answers' must hold {'text': [answers...]}"),
+    (Squad(), {**SQUAD, "answers": {"text": [" "]}}, "an answer is empty"),
+    (Squad(), {**SQUAD, "context": 3}, "field 'context' holds int, expected text"),
+    (PromptCompletion(), {"prompt": "a", "text": "b"}, "no field 'completion'; it has 'prompt', 'text'"),
+    (PromptCompletion(), {"prompt": "a", "completion": " \n"}, "field 'completion' is empty: there is nothing to learn"),
+    (PromptCompletion(), {"prompt": None, "completion": "b"}, "field 'prompt' holds NoneType, expected text"),
+    (PromptCompletion(), {}, "no field 'prompt'; it has none"),
+    (Instruction(), {"instruction": "a", "output": ""}, "field 'output' is empty"),
+    (Instruction(), {"instruction": "a", "output": "b", "input": 3}, "field 'input' holds int, expected text"),
+    (Gsm8k(), {"question": "a", "answer": "it is 72"}, "no number after '####': it ends 'it is 72'"),
+    (PlainText(), {"text": ""}, "field 'text' is empty"),
+    (Chat(), {"prompt": "a"}, "no field 'messages'; it has 'prompt'"),
+    (Chat(), {"messages": []}, "must be a list of messages, and not empty"),
+    (Chat(), {"messages": "[{"}, "messages is a string that is not JSON"),
+    (Chat(), {"messages": [USER, {"role": "robot", "content": "a"}]}, "message 2 has the unknown role 'robot': expected"),
+    (Chat(), {"conversations": [{"from": "alien", "value": "a"}]}, "message 1 has the unknown role 'alien'"),
+    (Chat(), {"messages": [ASSISTANT, USER, ASSISTANT]}, "the conversation starts with the assistant"),
+    (Chat(), {"messages": [USER]}, "the conversation has no assistant turn"),
+    (Chat(), {"messages": [USER, {"role": "assistant", "content": " "}]}, "message 2 is an empty assistant turn"),
+    (Chat(), {"messages": [{"role": "user"}, ASSISTANT]}, "message 1 (user) has no content; it has role"),
+    (Chat(), {"messages": ["Hi", ASSISTANT]}, "message 1 is str, expected {'role': ..., 'content': ...}"),
+    (Chat(), {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "content that is not text"),
+    (Chat(), {"messages": [USER, {"role": "assistant", "tool_calls": [{"arguments": "{}"}]}]}, "names no function"),
+    (
+        Chat(),
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        "arguments of f is a string that is not JSON",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "row", "said"), BAD, ids=[f"{type(f).__name__}-{s[:30]}" for f, _, s in BAD])
+def test_a_bad_row_says_what_is_wrong(format: Format, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        format.text(row)
+    assert said in str(error.value)
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="data.format.supervise=first: expected all or last"):
+        Chat(supervise="first")
