@@ -198,7 +198,7 @@ def test_what_cannot_be_answered_is_refused_by_name(client: OpenAI) -> None:
         assert name in UNSUPPORTED
         with pytest.raises(openai.BadRequestError, match=f"{name}=.*has no {name}"):
             complete(client, "a", **{name: value})
-    with pytest.raises(openai.BadRequestError, match="temperature: .*greater than or equal to 0"):
+    with pytest.raises(openai.BadRequestError, match=r"temperature: .*greater than or equal to 0"):
         complete(client, "a", temperature=-1)
     with pytest.raises(openai.BadRequestError, match="not in the vocabulary"):
         complete(client, [10**6])
