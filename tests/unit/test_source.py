@@ -26,6 +26,8 @@ from tests.support import byte_tokenizer, make_squad_file, read_jsonl
 
 ROWS = [{"prompt": f"What is {i}?", "completion": f' it, is "{i}"\né'} for i in range(7)]
 TOK = byte_tokenizer()
+# datasets 5.2 leaves the file of a CSV to be closed by the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 
 
 def jsonl(path: Path, rows: Any = ROWS) -> Path:
