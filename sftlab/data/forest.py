@@ -133,7 +133,7 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 def pack(sizes: Sequence[int], capacity: int, even: bool) -> list[list[int]]:
     """Return bins of item indices; if `even`, as many bins as without, the fullest of them as empty as can be.
 
-    Rows of a microbatch are padded to its longest. On SQuAD even rows make a step 10 % cheaper where no length is fixed.
+    Rows of a microbatch are padded to its longest: even rows make a step of SQuAD 10 % cheaper, if no length is fixed.
     """
     bins = best_fit(sizes, capacity)
     if even and bins:
