@@ -25,6 +25,7 @@ from sftlab.generation import Generator
 from sftlab.metrics import Metrics
 from sftlab.models.attention import expect_shapes
 from sftlab.models.load import check_vocabulary, skeleton
+from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
 from sftlab.models.weights import describe, fill
 from sftlab.preempt import StopSignal
@@ -66,6 +67,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
     )
     fill(scorer, lambda: model.load_weights(model_config, seed), world)
+    probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
     if settings.compile or world.device.type == "cuda":

@@ -90,8 +90,7 @@ def importance(groups: Sequence[Group]) -> Importance:
     """
     rows = [(g.settings, score) for g in groups for _, score in g.scored]
     scores = [score for _, score in rows]
-    total = spread(scores)
-    if len(rows) < 3 or total == 0:
+    if len(rows) < 3 or (total := spread(scores)) == 0:
         return Importance([], None, len(rows))
     shares = []
     for name in groups[0].settings:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,14 +142,12 @@ def run_distributed(function: Callable[..., Any], ranks: int, *arguments: Any) -
 
     The function must be importable (at module level of a test). An exception on any rank is raised here.
     """
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    mp.spawn(_rank, (function, ranks, free_port(), results, arguments), nprocs=ranks)
-    found = dict(results.get() for _ in range(ranks))
-    return [found[r] for r in range(ranks)]
+    with tempfile.TemporaryDirectory() as folder:  # files, because a full pipe would hold the ranks up for ever
+        mp.spawn(_rank, (function, ranks, free_port(), folder, arguments), nprocs=ranks)
+        return [pickle.loads(Path(folder, str(r)).read_bytes()) for r in range(ranks)]
 
 
-def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, results: Any, arguments: Any) -> None:
+def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, arguments: Any) -> None:
     from sftlab.distributed import world
 
     os.environ.update(
@@ -156,7 +156,7 @@ def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, result
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     with world() as here:
-        results.put((rank, function(here, *arguments)))
+        Path(folder, str(rank)).write_bytes(pickle.dumps(function(here, *arguments)))
 
 
 def train(folder: Path, model: Path, data: tuple[Path, Path], *arguments: str, ranks: int = 1, **kwargs: Any) -> Any:

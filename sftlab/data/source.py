@@ -236,8 +236,8 @@ def _as_text(path: Path, separator: str) -> dict[str, Any]:
     """
     import datasets
 
-    with _open(path) as file:
-        header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=separator), [])
+    with io.TextIOWrapper(_open(path), "utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=separator), [])
     features = datasets.Features({name: datasets.Value("string") for name in header})
     return {"features": features, "keep_default_na": False, "sep": separator, "encoding": "utf-8-sig"}
 

@@ -13,6 +13,7 @@ import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 Mask = Tensor | BlockMask
 MaskFn = Callable[[Tensor, Tensor, int | None], Mask]
 
@@ -56,6 +57,22 @@ def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str
     return by_layer(config, lambda window: mask(reach, position, window))
 
 
+def has_own_mask(model: Any) -> bool:
+    """Return whether a model has layers that mix tokens by another rule than a mask, such as recurrent ones."""
+    layer_types = getattr(model.config, "layer_types", None) or ()
+    return bool(getattr(model, "_is_stateful", False) or set(layer_types) - set(ATTENTION_LAYERS))
+
+
+def require_alone(reach: Tensor) -> None:
+    """Raise ValueError unless every row holds one example and padding."""
+    own = torch.arange(1, reach.shape[1] + 1, device=reach.device, dtype=reach.dtype)
+    if not bool(((reach == reach[:, :1]) | (reach == own)).all()):
+        raise ValueError(
+            "this model has layers that carry what they saw from one example of a row to the next: use "
+            "data.layout=padded, one example a row"
+        )
+
+
 def by_layer(config: Any, mask: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
     """Return the masks for a model's layers; `mask` gives that of a window, or of None.
 
@@ -66,7 +83,7 @@ def by_layer(config: Any, mask: Callable[[int | None], Mask]) -> Mask | dict[str
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if layer_types:
-        windows = {"full_attention": None, "sliding_attention": window}
+        windows = dict(zip(ATTENTION_LAYERS, (None, window), strict=True))
         unknown = set(layer_types) - set(windows)
         if unknown:
             raise ValueError(f"layers of type {', '.join(sorted(unknown))} mix tokens by another rule than attention")

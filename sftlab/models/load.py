@@ -81,7 +81,7 @@ class Model:
                 setattr(config, key, 0.0)
         if self.attention == "flex" and device.type != "cuda":
             raise ValueError("model.attention=flex needs CUDA: FlexAttention has no backward on CPU. Use auto or sdpa")
-        auto = "flex" if device.type == "cuda" else "sdpa"
+        auto = "flex" if device.type == "cuda" and takes_flex(config) else "sdpa"
         config._attn_implementation = ATTENTIONS[auto if self.attention == "auto" else self.attention]
         return config
 
@@ -116,6 +116,14 @@ def skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.train()
+
+
+def takes_flex(config: "PreTrainedConfig") -> bool:
+    """Return whether transformers has the architecture for FlexAttention (not GPT-2, say)."""
+    from transformers import AutoModelForCausalLM
+
+    architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return bool(getattr(architecture, "_supports_flex_attn", True))
 
 
 def check_vocabulary(config: "PreTrainedConfig", tokenizer: Any) -> None:

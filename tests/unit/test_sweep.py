@@ -224,6 +224,14 @@ def test_every_figure_of_the_report_is_in_metrics(tmp_path: Path) -> None:
     assert [(s["answer"], s["before"], s["prompt"]) for s in data["samples"]] == [("after", "before", "Q</script>?")]
 
 
+def test_report_before_any_point_has_finished(tmp_path: Path) -> None:
+    make_point(tmp_path, 0, ["optim.lr=1"], [3.0, 2.0], finished=False)
+    make_point(tmp_path, 1, ["optim.lr=2"], [], finished=False)
+    data = embedded(make_report(tmp_path))
+    assert [p["score"] for p in data["points"]] == [3.0, None] and data["winner"] is None
+    assert data["importance"] == {"shares": [], "noise": None, "num_scores": 0}
+
+
 def test_report_needs_no_network(tmp_path: Path) -> None:
     page = make_report(make_grid(tmp_path))
     assert not re.search(r"""(src|href)=|url\(|@import|fetch\(|XMLHttp""", page)

@@ -1,0 +1,91 @@
+"""The start-up probe: whether a model takes forest rows, and whether the scorer's logits are the model's own.
+
+32 tokens, a few forwards. Layers that carry a state along a row (recurrent, convolutional) leak between documents in
+silence: Qwen3-Next 3e-2, Falcon-H1 8e-4, LFM2 4e-4. A model may also count positions by itself, or do something to its
+logits that the scorer does not know. Each would train, and be wrong.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from sftlab.data.batch import Batch, collate
+from sftlab.data.example import Example
+from sftlab.data.forest import row
+from sftlab.models.scorer import Scorer
+
+TOKENS = 16  # of each of two documents
+SAME, SAME_BF16 = 1e-4, 0.05  # relative to the largest logit, where rows of other shapes are rounded otherwise
+LEAK = 1e-5  # an edit of one document changes nothing in another, rounding included; routed experts' shapes do change
+
+
+def probe(scorer: Scorer, layout: str, device: torch.device) -> None:
+    """Return if rows of `layout` are right for this model. Collective; no weight is changed.
+
+    Raises: ValueError that names data.layout=padded where it would help.
+    """
+    name = type(scorer.model).__name__
+    if layout != "padded" and scorer.own_mask:
+        raise ValueError(
+            f"{name} has layers that are no attention and carry what they saw from one example of a row to the next: "
+            f"data.layout={layout} would mix examples. Use data.layout=padded, one example a row"
+        )
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # or 32 tokens would be compiled for
+            compare(scorer, layout, device, name)
+    finally:
+        for module in scorer.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the root keeps its parameters gathered, and an optimiser made now would take those
+
+
+def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> None:
+    """Raise ValueError where numbers differ that must not."""
+    vocabulary = scorer.model.config.get_text_config().vocab_size
+    tokens = 3 + np.arange(3 * TOKENS) * 7919 % max(1, min(vocabulary, 1000) - 3)
+    first, second, edited = (Example(t.astype(np.int32), np.zeros(TOKENS, bool), "") for t in np.split(tokens, 3))
+    apart = collate([row([[first]]), row([[second]])], 2, TOKENS).to(device)
+    alone, own = scorer(apart, inside=logits), scorer(apart, inside=own_logits)
+    same = SAME_BF16 if own.dtype in (torch.bfloat16, torch.float16) else SAME
+    size = float(own.abs().max())
+    if (off := float((alone - own).abs().max()) / size) > same:
+        raise ValueError(
+            f"{name} does something to its logits that is not known here: the scorer's are {off:.1e} off (relative to "
+            "the largest), so the loss would be another than the model's"
+        )
+    if layout == "padded":
+        return
+    together, changed = (collate([row([[e], [second]])], 1, 2 * TOKENS).to(device) for e in (first, edited))
+    try:
+        packed, other = (scorer(batch, inside=logits) for batch in (together, changed))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{name} does not take rows of several examples ({type(error).__name__}: {error}): use data.layout=padded, "
+            "one example a row"
+        ) from error
+    routed = any("expert" in parameter for parameter, _ in scorer.model.named_parameters())
+    leak = float((packed[TOKENS:] - other[TOKENS:]).abs().max()) / size
+    if leak > (same if routed else LEAK):
+        raise ValueError(
+            f"{name} leaks between examples of a row: editing one changes another's logits by {leak:.1e} (relative to "
+            f"the largest), as recurrent or convolutional layers do. data.layout={layout} would train on that: use "
+            "data.layout=padded, one example a row"
+        )
+    if (off := float((packed - alone).abs().max()) / size) > same:
+        raise ValueError(
+            f"{name} computes an example otherwise behind another in a row: its logits are {off:.1e} off (relative to "
+            f"the largest), as where positions do not restart. data.layout={layout} would train on that: use "
+            "data.layout=padded, one example a row"
+        )
+
+
+def logits(scorer: Scorer, batch: Batch) -> Tensor:
+    """Return the logits of every token as the scorer makes them, (R*T, vocabulary)."""
+    return scorer.logits(scorer.hidden(batch))
+
+
+def own_logits(scorer: Scorer, batch: Batch) -> Tensor:
+    """Return those of the model's own forward, for rows of one document each."""
+    found: Tensor = scorer.model(input_ids=batch.tokens, use_cache=False).logits
+    return found.flatten(0, 1)

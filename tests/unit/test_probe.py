@@ -1,0 +1,145 @@
+"""The start-up probe: models that would be wrong in silence are refused, with what to type."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sftlab.models.load import DEMO, Model, takes_flex
+from sftlab.models.probe import probe
+from sftlab.models.scorer import Scorer
+from tests.support import tiny_llama
+
+CPU = torch.device("cpu")
+LAYOUTS = ("tree", "packed")
+SIZE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "lfm2": {**SIZE, **HEADS, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
+    "mamba": {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+}
+ORDINARY: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1},
+    "mistral": {**SIZE, **HEADS, "sliding_window": 4},
+    "gemma3_text": {**SIZE, **HEADS, "head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {**SIZE, **HEADS, "logits_scaling": 8.0},
+    "cohere": {**SIZE, **HEADS, "logit_scale": 0.1, "bos_token_id": 0, "eos_token_id": 1},
+    "qwen3_moe": {**SIZE, **HEADS, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}  # fmt: skip
+
+
+def scorer_of(kind: str, settings: dict[str, Any]) -> Scorer:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings, pad_token_id=2)
+    for key, value in config.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+    if kind != "mamba":
+        config._attn_implementation = "sdpa"
+    return Scorer(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_ordinary_models_pass_in_every_layout(kind: str) -> None:
+    scorer = scorer_of(kind, ORDINARY[kind])
+    for layout in (*LAYOUTS, "padded"):
+        probe(scorer, layout, CPU)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.filterwarnings("ignore")
+def test_recurrent_models_are_refused_but_for_padded_rows(kind: str) -> None:
+    scorer = scorer_of(kind, RECURRENT[kind])
+    for layout in LAYOUTS:
+        with pytest.raises(ValueError, match=rf"data\.layout={layout} would mix .* Use data\.layout=padded"):
+            probe(scorer, layout, CPU)
+    probe(scorer, "padded", CPU)
+
+
+class Leak(nn.Module):
+    """A convolution over the row, as an undeclared recurrent layer would have: each token gets something of the last."""
+
+    def __init__(self, block: nn.Module, share: float) -> None:
+        super().__init__()
+        self.block, self.share = block, share
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        shifted = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+        return self.block(hidden + self.share * shifted, *args, **kwargs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_leak_that_nothing_declares_is_found_by_its_numbers(layout: str) -> None:
+    model = tiny_llama()
+    model.config._attn_implementation = "sdpa"
+    model.model.layers[0] = Leak(model.model.layers[0], 4e-3)
+    with pytest.raises(ValueError, match=r"leaks between examples of a row: .* use data\.layout=padded"):
+        probe(Scorer(model), layout, CPU)
+    probe(Scorer(model), "padded", CPU)
+
+
+def test_positions_that_do_not_restart_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    forward = model.model.rotary_emb.forward
+
+    def by_index(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return forward(x, torch.arange(x.shape[1])[None] ** 2)  # relative distances depend on the place in the row
+
+    monkeypatch.setattr(model.model.rotary_emb, "forward", by_index)
+    with pytest.raises(ValueError, match=r"otherwise behind another .* use data\.layout=padded"):
+        probe(Scorer(model), "packed", CPU)
+
+
+def test_logits_that_are_not_the_models_own_are_found() -> None:
+    scorer = scorer_of("granite", ORDINARY["granite"])
+    scorer.logit_scale = 1.0
+    for layout in (*LAYOUTS, "padded"):
+        with pytest.raises(ValueError, match="does something to its logits that is not known here"):
+            probe(scorer, layout, CPU)
+
+
+def test_it_costs_the_demo_next_to_nothing() -> None:
+    model = Model(DEMO)
+    config = model.load_config(CPU)
+    scorer = Scorer(model.load_weights(config, 0))
+    probe(scorer, "tree", CPU)
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        probe(scorer, "tree", CPU)
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 0.2
+
+
+def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the command, from the config to the error; with padded rows the same model trains."""
+    import sys
+
+    from sftlab import train
+    from tests.support import byte_tokenizer, make_squad_file, read_jsonl
+
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    scorer_of("lfm2", {**RECURRENT["lfm2"], "bos_token_id": 0, "eos_token_id": 1}).model.save_pretrained(
+        tmp_path / "model"
+    )
+    data = make_squad_file(tmp_path / "train.jsonl", 4)
+    typed = [
+        "model=hf", f"model.name_or_path={tmp_path}/model", "data=squad", f"data.path={data}", "trainer.max_steps=2",
+        "trainer.batch_size=4", "tracker=none", "optim.lr=0.01",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sftlab-train", *typed, "run_dir=tree"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 1
+    monkeypatch.setattr(sys, "argv", ["sftlab-train", *typed, "run_dir=padded", "data.layout=padded"])
+    train.main()
+    losses = [line["train/loss"] for line in read_jsonl(tmp_path / "padded" / "metrics.jsonl")]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_flex_attention_is_chosen_where_transformers_has_it() -> None:
+    assert takes_flex(AutoConfig.for_model("llama")) and not takes_flex(AutoConfig.for_model("gpt2"))
