@@ -112,6 +112,8 @@ def verdict(groups: Sequence[Group]) -> str:
     if len(groups) < 2 or groups[0].mean is None or groups[1].mean is None:
         return ""
     gap = abs(groups[1].mean - groups[0].mean)
+    if not gap:
+        return "The next best has the same score."
     text = f"The next best is {gap:.4g} behind"
     squares = [(g.deviation**2, len(g.scored) - 1) for g in groups if g.deviation is not None]
     if not squares:

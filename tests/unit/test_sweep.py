@@ -183,6 +183,11 @@ def test_verdict_measures_by_the_seeds_noise(tmp_path: Path) -> None:
     assert "behind" in comparison.verdict(groups) and "standard errors" in comparison.verdict(groups)
     alone = comparison.ranked(look(make_grid(tmp_path / "b", seeds=1)), "val/loss")
     assert "Without several seeds" in comparison.verdict(alone)
+    for num in (0, 1):
+        make_point(tmp_path / "c", num, [f"optim.lr={num}"], [3.0, 2.0, 1.0])
+    same = look(tmp_path / "c")
+    assert comparison.verdict(comparison.ranked(same, "val/loss")) == "The next best has the same score."
+    assert [c.header for c in status(same, "train/loss").columns].count("train/loss") == 1
 
 
 def embedded(page: str) -> dict[str, Any]:
