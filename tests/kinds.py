@@ -111,7 +111,9 @@ def _backend(kind: str) -> str:
         )
     t.train_from_iterator(SENTENCES, trainer)
     bos = {"llama3": "<|begin_of_text|>", "sentencepiece": "<s>"}.get(kind)
-    added = [processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, t.token_to_id(bos))])] if bos else []
+    added = (
+        [processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, t.token_to_id(bos))])] if bos else []
+    )
     if kind == "sentencepiece":
         t.pre_tokenizer = None
         (t.post_processor,) = added

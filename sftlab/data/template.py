@@ -105,7 +105,11 @@ class ChatTemplate:
             except ValueError:  # it may not take a conversation that ends there
                 prompt = text
             # Without a generation prompt what lies between is a header, unless it is space: Llama 2's model writes that.
-            if text.startswith(prompt) and prompt != text and (self.has_prompt or not text[len(prompt) : start].strip()):
+            if (
+                text.startswith(prompt)
+                and prompt != text
+                and (self.has_prompt or not text[len(prompt) : start].strip())
+            ):
                 start = len(prompt)
         return start, max(start, len(text) - len(after))
 

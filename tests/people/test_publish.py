@@ -117,6 +117,7 @@ def test_card_tells_of_the_run(run: Path, typed: Typed) -> None:
     command = "python -m sftlab.train run_dir=. trainer.max_steps=60 evaluation.answers=8 tracker=none"
     moved = command.replace("run_dir=.", "'run_dir=../../demo0/run, [of] '\"'\"'today'\"'\"'=1'")
     assert command in text or moved.split("'")[1][:8] in text
+    assert "**Validation during training, answers scored on a sample of 8**" in text
     assert "vllm serve ada/demo" in text
     first = json.loads((ASSETS / "demo" / "validation.jsonl").read_text().splitlines()[0])
     asked: dict[str, str] = {}

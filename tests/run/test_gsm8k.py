@@ -22,10 +22,14 @@ def stand_in(num: int = 60) -> list[dict[str, str]]:
     """Return made-up questions of GSM8K's form: worked lines with calculator notes, and the number after ####."""
     rng = np.random.default_rng(0)
     rows = []
-    for name, thing in zip(rng.choice(["Ada", "Bo", "Cleo"], num), rng.choice(["clips", "loaves", "boats"], num), strict=True):
+    for name, thing in zip(
+        rng.choice(["Ada", "Bo", "Cleo"], num), rng.choice(["clips", "loaves", "boats"], num), strict=True
+    ):
         a, b = (int(x) for x in rng.integers(2, 30, 2))
         question = f"{name} sold {a} {thing} in April and {b} in May. How many {thing} did {name} sell altogether?"
-        rows.append({"question": question, "answer": f"{name} sold {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}"})
+        rows.append(
+            {"question": question, "answer": f"{name} sold {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}"}
+        )
     return rows
 
 

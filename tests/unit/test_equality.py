@@ -104,8 +104,10 @@ def test_gauntlet_15_the_example_is_what_it_says() -> None:
     _, several = np.unique(tree.at, return_counts=True)
     assert (several == 2).sum() == 10  # after 2 openings, 4 passages and 4 common beginnings of answers
     starts = tree.tokens[tree.position == 0]
-    assert len(starts) == 2 and len(tree) < 0.45 * sum(map(len, examples)) and tree.weight.sum() == sum(
-        e.supervised.sum() for e in examples
+    assert (
+        len(starts) == 2
+        and len(tree) < 0.45 * sum(map(len, examples))
+        and tree.weight.sum() == sum(e.supervised.sum() for e in examples)
     )
 
 

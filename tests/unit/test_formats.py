@@ -88,7 +88,9 @@ def test_chat_of_openai_and_sharegpt_are_one() -> None:
     assert Chat(supervise="last").text({"messages": list(openai.messages)}).supervised == (4,)
     as_text = Chat().text({"messages": json.dumps([system, USER, ASSISTANT])})
     assert as_text.messages == openai.messages[:3]
-    parts = Chat().text({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, ASSISTANT]})
+    parts = Chat().text(
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, ASSISTANT]}
+    )
     assert parts.messages[0] == USER
     weighed = Chat().text({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]})
     assert weighed.supervised == (3,) and all("weight" not in m for m in weighed.messages)
@@ -96,7 +98,12 @@ def test_chat_of_openai_and_sharegpt_are_one() -> None:
 
 def test_chat_with_tools() -> None:
     called = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
-    rows = [{"from": "human", "value": "1?"}, called, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "1"}]
+    rows = [
+        {"from": "human", "value": "1?"},
+        called,
+        {"from": "observation", "value": "1"},
+        {"from": "gpt", "value": "1"},
+    ]
     tools = [{"type": "function", "function": {"name": "add"}}]
     made = Chat().text({"conversations": rows, "tools": json.dumps(tools)})
     assert [m["role"] for m in made.messages] == ["user", "assistant", "tool", "assistant"]

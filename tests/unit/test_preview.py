@@ -23,7 +23,9 @@ Show = Callable[..., str]
 
 
 @pytest.fixture
-def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], model_folder: Path) -> Show:
+def show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], model_folder: Path
+) -> Show:
     """Run preview in an empty folder, in this process, on a tiny model's tokenizer; return what it printed."""
     here = tmp_path / "here"
     here.mkdir()
@@ -61,7 +63,9 @@ def test_the_numbers_of_the_report_are_the_datas(show: Show, tmp_path: Path) -> 
         file.write(json.dumps(rows[0]) + "\n")
     out = show("data=squad", f"data.path={train}", f"data.val_path={val}", "output=all.jsonl", "trainer.batch_size=8")
     lines = read_jsonl(Path("all.jsonl"))
-    assert [line["id"] for line in lines] == [r["id"] for r in [*rows, rows[4]]]  # in source order, the source's own ids
+    assert [line["id"] for line in lines] == [
+        r["id"] for r in [*rows, rows[4]]
+    ]  # in source order, the source's own ids
 
     tok = byte_tokenizer()
     texts = []
@@ -88,7 +92,10 @@ def test_the_numbers_of_the_report_are_the_datas(show: Show, tmp_path: Path) -> 
     assert int(num_rows) >= 4 and 0 < number(fill) <= 100
     lengths = [tuple(map(int, m.groups())) for m in re.finditer(r"^\s*(\d+)-(\d+)\s+(\d+)\s+█", out, re.M)]
     at = next(i for i in range(1, len(lengths)) if lengths[i][0] < lengths[i - 1][0])  # where the second begins
-    for shown, values in ((lengths[:at], [len(t) for t in texts]), (lengths[at:], [sum(x["supervised"]) for x in lines])):
+    for shown, values in (
+        (lengths[:at], [len(t) for t in texts]),
+        (lengths[at:], [sum(x["supervised"]) for x in lines]),
+    ):
         for low, high, count in shown:
             assert count == sum(low <= v <= high for v in values)
         assert sum(count for _, _, count in shown) == 31
@@ -155,9 +162,7 @@ def test_the_drawing_names_counts_and_branches() -> None:
     assert f"{len(stem)} tokens in" not in out and "├──" in out and "└──" in out
 
 
-def test_bad_rows_and_long_ones_are_all_reported(
-    show: Show, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_bad_rows_and_long_ones_are_all_reported(show: Show, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     rows: list[dict[str, Any]] = [{"prompt": "a" * i, "completion": "b"} for i in (5, 9, 300, 8)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "{\n")
@@ -170,7 +175,9 @@ def test_bad_rows_and_long_ones_are_all_reported(
     with pytest.raises(SystemExit):
         show(*typed, "data.on_error=skip", "data.max_length=100", "row=3")
     assert "row=3 is no training example: longer than max_length" in capfd.readouterr().err
-    assert "row=9 is no training example: there are rows 1 to 5" in refused(show, capfd, *typed, "data.on_error=skip", "row=9")
+    assert "row=9 is no training example: there are rows 1 to 5" in refused(
+        show, capfd, *typed, "data.on_error=skip", "row=9"
+    )
 
 
 def test_a_picture(show: Show, tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, m
     from tests.support import byte_tokenizer, make_squad_file, read_jsonl
 
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    scorer_of("lfm2", {**RECURRENT["lfm2"], "bos_token_id": 0, "eos_token_id": 1}).model.save_pretrained(tmp_path / "model")
+    scorer_of("lfm2", {**RECURRENT["lfm2"], "bos_token_id": 0, "eos_token_id": 1}).model.save_pretrained(
+        tmp_path / "model"
+    )
     data = make_squad_file(tmp_path / "train.jsonl", 4)
     typed = [
         "model=hf", f"model.name_or_path={tmp_path}/model", "data=squad", f"data.path={data}", "trainer.max_steps=2",

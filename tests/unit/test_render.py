@@ -105,9 +105,7 @@ BOUNDARIES = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("prompt", "completion"), BOUNDARIES)
-def test_gauntlet_10_a_merge_across_the_boundary_masks_no_answer_token(
-    kind: str, prompt: str, completion: str
-) -> None:
+def test_gauntlet_10_a_merge_across_the_boundary_masks_no_answer_token(kind: str, prompt: str, completion: str) -> None:
     tok = tokenizer(kind)
     e = example(tok, PromptCompletion().text({"prompt": prompt, "completion": completion}))
     check(tok, e, [(prompt, False), (completion, True)], begin_of(kind, tok), [tok.eos_token_id])

@@ -27,7 +27,9 @@ from tests.support import byte_tokenizer, make_squad_file, read_jsonl
 ROWS = [{"prompt": f"What is {i}?", "completion": f' it, is "{i}"\né'} for i in range(7)]
 TOK = byte_tokenizer()
 # datasets 5.2 leaves the file of a CSV to be closed by the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def jsonl(path: Path, rows: Any = ROWS) -> Path:
@@ -231,7 +233,9 @@ BAD_LINES: list[tuple[Format, bytes, str]] = [
 
 def chatty() -> Any:
     tok = tokenizer("qwen")
-    tok.chat_template = "{%- if messages[0].role == 'system' %}{{ raise_exception('no') }}{%- endif %}" + tok.chat_template
+    tok.chat_template = (
+        "{%- if messages[0].role == 'system' %}{{ raise_exception('no') }}{%- endif %}" + tok.chat_template
+    )
     return tok
 
 
@@ -311,7 +315,9 @@ def test_a_row_of_two_megabytes(tmp_path: Path) -> None:
 
 
 def test_gauntlet_05_14_every_row_and_every_supervised_token_is_trained_or_reported(tmp_path: Path) -> None:
-    rows: list[dict[str, str]] = [{"prompt": f"q{i}" * (1 + i % 9), "completion": f" a{i}" * (1 + i % 7)} for i in range(60)]
+    rows: list[dict[str, str]] = [
+        {"prompt": f"q{i}" * (1 + i % 9), "completion": f" a{i}" * (1 + i % 7)} for i in range(60)
+    ]
     rows[5] = {"prompt": "q" * 300, "completion": "lost"}  # fully masked once truncated
     rows[6] = {"prompt": "bad", "completion": ""}
     path = jsonl(tmp_path / "a.jsonl", rows)
@@ -332,7 +338,11 @@ def test_gauntlet_05_14_every_row_and_every_supervised_token_is_trained_or_repor
             assert len(set(ids)) == len(ids) == len(train)
             (account,) = report(train, None, plan, arranger).accounts["training"].values()
             assert account.supervised_tokens == trained
-            assert account.rows == 60 == account.kept + account.skipped.count + sum(f.count for f in account.dropped.values())
+            assert (
+                account.rows
+                == 60
+                == account.kept + account.skipped.count + sum(f.count for f in account.dropped.values())
+            )
             assert account.skipped.count == 1 and f"{path}:7: " in account.skipped.examples[0]
         full = {e.id: e for e in everything}
         lost = {i: int(full[i].supervised.sum()) for i in full if i not in ids}
@@ -353,7 +363,9 @@ def test_gauntlet_05_examples_without_a_target_are_dropped_counted_and_named(tmp
     path = jsonl(tmp_path / "a.jsonl", [CHAT, silent, CHAT])
     found, _ = Data(Chat(), str(path)).examples(chatty(), 1000)
     assert len(found) == 2 and all(e.supervised.any() for e in found)
-    (account,) = report(found, None, Plan(found.groups, 2, 0), Arranger("tree", 512, 1, 0, 1, 0)).accounts["training"].values()
+    (account,) = (
+        report(found, None, Plan(found.groups, 2, 0), Arranger("tree", 512, 1, 0, 1, 0)).accounts["training"].values()
+    )
     assert account.dropped["no supervised token"].examples == [f"{path}:2"]
     with pytest.raises(ValueError, match="row=2 is no training example: no supervised token"):
         found.find_row(2)
