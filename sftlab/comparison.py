@@ -90,8 +90,7 @@ def importance(groups: Sequence[Group]) -> Importance:
     """
     rows = [(g.settings, score) for g in groups for _, score in g.scored]
     scores = [score for _, score in rows]
-    total = spread(scores)
-    if len(rows) < 3 or total == 0:
+    if len(rows) < 3 or (total := spread(scores)) == 0:
         return Importance([], None, len(rows))
     shares = []
     for name in groups[0].settings:
@@ -113,6 +112,8 @@ def verdict(groups: Sequence[Group]) -> str:
     if len(groups) < 2 or groups[0].mean is None or groups[1].mean is None:
         return ""
     gap = abs(groups[1].mean - groups[0].mean)
+    if not gap:
+        return "The next best has the same score."
     text = f"The next best is {gap:.4g} behind"
     squares = [(g.deviation**2, len(g.scored) - 1) for g in groups if g.deviation is not None]
     if not squares:

@@ -36,15 +36,17 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             f"{key}={name}: this {kind} brings code of its own, which would run on this machine. Read it; then "
             "model.trust_remote_code=true allows it"
         )
-    if 401 in statuses or 403 in statuses or "gated" in text.lower():
+    if 401 in statuses or 403 in statuses or (not statuses and "GatedRepo" in text):
         status = next((s for s in statuses if s in (401, 403)), 403)
         return PermissionError(
             f"{what} (HTTP {status}). It is private, gated or not there. Accept "
             f"its licence on the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"
         )
     if 404 in statuses or "RepositoryNotFound" in text or "DatasetNotFound" in text:
+        there = " (HTTP 404)" if 404 in statuses else ""  # datasets does not say what the hub answered
         return FileNotFoundError(
-            f"{what}: no such repository, file or split (HTTP 404), or it is private and HF_TOKEN not set. {local}"
+            f"{what}: no such repository, file or split{there}, or it is private or gated: accept its licence on "
+            f"the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"
         )
     words = ("Connect", "Timeout", "resolve", "Max retries", "LocalEntryNotFound", "couldn't connect", "unreachable")
     if offline or any(w in text for w in words):

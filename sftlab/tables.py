@@ -26,7 +26,8 @@ def status(sweep: Sweep, metric: str) -> Table:
     made.add_column("point", justify="right")
     for name in short(sweep.swept) or ["overrides"]:
         made.add_column(name, overflow="fold")
-    for name in ("state", "step", "train/loss", metric, f"best {metric}", "left"):
+    shown = list(dict.fromkeys(("train/loss", metric)))  # once, where the loss is the metric
+    for name in ("state", "step", *shown, f"best {metric}", "left"):
         made.add_column(name, justify="left" if name == "state" else "right")
     for p in sweep.points:
         step = "" if p.step is None else f"{p.step}/{p.max_steps}" if p.max_steps else str(p.step)
@@ -36,7 +37,7 @@ def status(sweep: Sweep, metric: str) -> Table:
             *(Text(value) for value in chosen),
             Text(p.state, COLOURS.get(p.state, "red")),
             step,
-            *(figure(v) for v in (p.last.get("train/loss"), p.last.get(metric), p.best.get(metric))),
+            *(figure(v) for v in (*(p.last.get(name) for name in shown), p.best.get(metric))),
             "" if p.left_s is None else duration(p.left_s),
         )
     return made

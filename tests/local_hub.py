@@ -98,13 +98,13 @@ class _Handler(BaseHTTPRequestHandler):
             ("create", r"POST /api/repos/create", self.create),
             ("delete", r"DELETE /api/repos/delete", self.delete),
             ("validate", r"POST /api/validate-yaml", lambda: self.send({"errors": [], "warnings": []})),
-            ("preupload", r"POST /api/models/(\w+/\w+)/preupload/main", self.preupload),
-            ("batch", r"POST /(\w+/\w+)\.git/info/lfs/objects/batch", self.batch),
+            ("preupload", r"POST /api/models/([\w.-]+/[\w.-]+)/preupload/main", self.preupload),
+            ("batch", r"POST /([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", self.batch),
             ("put", r"PUT /lfs/(\w+)", self.put),
-            ("commit", r"POST /api/models/(\w+/\w+)/commit/main", self.commit),
-            ("tree", r"GET /api/models/(\w+/\w+)/tree/(\w+)(?:/.*)?", self.tree),
-            ("info", r"GET /api/models/(\w+/\w+)(?:/revision/\w+)?", self.info),
-            ("resolve", r"(?:GET|HEAD) /(\w+/\w+)/resolve/(\w+)/(.+)", self.resolve),
+            ("commit", r"POST /api/models/([\w.-]+/[\w.-]+)/commit/main", self.commit),
+            ("tree", r"GET /api/models/([\w.-]+/[\w.-]+)/tree/(\w+)(?:/.*)?", self.tree),
+            ("info", r"GET /api/models/([\w.-]+/[\w.-]+)(?:/revision/\w+)?", self.info),
+            ("resolve", r"(?:GET|HEAD) /([\w.-]+/[\w.-]+)/resolve/(\w+)/(.+)", self.resolve),
         )
         for step, pattern, answer in routes:
             match = re.fullmatch(pattern, f"{method} {path}")

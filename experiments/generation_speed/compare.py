@@ -8,6 +8,7 @@ machine's mood hits all. A last line is the whole `sftlab.evaluate` command on t
 """
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -73,14 +74,15 @@ def evaluate(run: str, rows: Sequence[Any], batch_size: int, max_new_tokens: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="asset://demo/model", help="run directory, model folder or hub id")
-    parser.add_argument("--data", default=str(ASSETS / "demo" / "train.jsonl"), help="JSONL in SQuAD's schema")
+    parser.add_argument("--data", default=str(ASSETS / "demo" / "train.jsonl.gz"), help="JSONL in SQuAD's schema")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     arguments = parser.parse_args()
 
-    with open(arguments.data, encoding="utf-8") as file:
+    opened = gzip.open if arguments.data.endswith(".gz") else open
+    with opened(arguments.data, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][: arguments.questions]
     inference = Inference.load(resolve(arguments.run), torch.device("cpu"))
     prompts = [inference.encode(Squad().prompt_text(row)) for row in rows]

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=18)
     args = parser.parse_args()
     folder = (args.dir or Path(tempfile.mkdtemp(prefix="optuna_resume-"))).absolute() / "search"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     overrides = [
         "sweeper=optuna", "launcher=local", f"sweeper.n_trials={args.trials}", "sweeper.startup_trials=4",
         "optim.lr=tag(log,interval(1e-5,1e-1))", "trainer.batch_size=8,16", f"trainer.max_steps={args.steps}",

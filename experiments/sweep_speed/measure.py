@@ -4,12 +4,13 @@
 
 Starts a SLURM of its own (slurm/local-cluster). The points are the demo's, held, so that none runs meanwhile; then the
 directories of the same points are given 300 steps of metrics, as after their run, and looked at again. Times are
-those of the whole command, Python's start included.
+those of the whole command, Python's start included; beside them the CPU seconds, which other work disturbs less.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ sys.path.insert(0, str(REPO))
 from tests.slurm.cluster import SlurmCluster, local_cluster  # noqa: E402
 
 STEPS = 300
+Took = tuple[float, float]  # wall seconds, CPU seconds
 
 
 def main() -> None:
@@ -53,15 +55,15 @@ def report(cluster: SlurmCluster, sweep: Path, args: argparse.Namespace, what: s
     say(f"status and report.html of {args.points} points, {what}", [timed(cluster, command)], None)
 
 
-def queue(cluster: SlurmCluster, folder: Path, name: str, num_points: int) -> float:
-    """Queue a sweep's points, held; return the seconds. Checks that they are one array."""
+def queue(cluster: SlurmCluster, folder: Path, name: str, num_points: int) -> Took:
+    """Queue a sweep's points, held; return how long it took. Checks that they are one array."""
     command = [sys.executable, "-m", "sftlab.train", "launcher=slurm", "launcher.sbatch={hold: true}",
                "launcher.wait=false", f"hydra.sweep.dir={folder}/{name}", f"seed=range({num_points})"]  # fmt: skip
-    took_s = timed(cluster, command, cwd=folder)
+    took = timed(cluster, command, cwd=folder)
     jobs = [point["job_id"] for point in json.loads((folder / name / "sweep.json").read_text())["points"]]
     assert len(set(jobs)) == num_points and len({job.split("_")[0] for job in jobs}) == 1, jobs
     assert cluster.states(jobs[0].split("_")[0]) == ["PENDING"] * num_points
-    return took_s
+    return took
 
 
 def pretend_run(sweep: Path, num_points: int) -> None:
@@ -77,20 +79,27 @@ def pretend_run(sweep: Path, num_points: int) -> None:
         (sweep / str(num) / "summary.json").write_text(json.dumps(summary))
 
 
-def timed(cluster: SlurmCluster, command: list[str], cwd: Path | None = None) -> float:
-    """Run a command; return its seconds."""
-    began_s = time.perf_counter()
+def timed(cluster: SlurmCluster, command: list[str], cwd: Path | None = None) -> Took:
+    """Run a command; return how long it took."""
+    began_s, used_s = time.perf_counter(), cpu_s()
     done = subprocess.run(command, env=cluster.env, cwd=cwd, capture_output=True, text=True, check=False)
-    took_s = time.perf_counter() - began_s
+    took = time.perf_counter() - began_s, cpu_s() - used_s
     assert done.returncode == 0, done.stdout + done.stderr
-    return took_s
+    return took
 
 
-def say(what: str, took_s: list[float], limit_s: float | None) -> None:
+def cpu_s() -> float:
+    """Return the CPU seconds of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def say(what: str, took: list[Took], limit_s: float | None) -> None:
     """Print the median, all values and the limit."""
     limit = "" if limit_s is None else f"   limit {limit_s:.2f} s"
-    each = " ".join(f"{t:.2f}" for t in took_s)
-    print(f"{what:55} {statistics.median(took_s):6.2f} s   ({each}){limit}", flush=True)
+    each = " ".join(f"{wall_s:.2f}" for wall_s, _ in took)
+    wall_s, used_s = (statistics.median(column) for column in zip(*took, strict=True))
+    print(f"{what:58} {wall_s:6.2f} s, CPU {used_s:5.2f} s   ({each}){limit}", flush=True)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,11 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
     (sweep.dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked
-    if sweep.dir.is_dir() and not any(sweep.dir.iterdir()):
-        sweep.dir.rmdir()
+    made = [sweep.dir, *(sweep.dir.parents[:2] if sweep.dir.parts[0] == "sweeps" else ())]  # sweeps/<name>/<time>
+    for folder in made:
+        if not folder.is_dir() or any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:

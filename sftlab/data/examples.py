@@ -160,7 +160,7 @@ class Examples(Sequence[Example]):
         if len(kept) == 0:
             raise ValueError(
                 f"{self.store.source.name}: no example is left of {len(self)}: {len(too_long)} {TOO_LONG}, "
-                f"{len(masked)} with {NO_TARGET}"
+                f"{len(masked)} with {NO_TARGET} (data.max_length={max_length}, data.overlong={overlong})"
             )
         return replace(cut, kept=kept, dropped={reason: rows for reason, rows in dropped.items() if len(rows)})
 

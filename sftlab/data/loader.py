@@ -60,7 +60,7 @@ class Arranger:
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
         """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
-        rows = lay_out(examples, self.layout, self.row_length)
+        rows = lay_out(examples, self.layout, self.row_length, even=not self.fixed_shapes)
         shares = deal([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
         multiple = round_up(self.row_length // 8, 128) if self.fixed_shapes else 16

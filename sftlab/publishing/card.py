@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sftlab.assets import SCHEME
+from sftlab.console import duration
 from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative, relative_tree
 
@@ -25,7 +26,7 @@ def make_card(
     run = relative_tree(dict(config), run_dir)
     environment = read_json(run_dir / "environment.json")
     summary = read_json(run_dir / "summary.json")
-    scores = [*evaluations(run_dir), *during_training(run_dir)]
+    scores = [*evaluations(run_dir), *during_training(run_dir, run.get("evaluation", {}).get("answers"))]
     name = repo_id.rpartition("/")[2]
     base, data = str(run["model"]["name_or_path"]), run["data"]
     card_data = ModelCardData(
@@ -47,7 +48,7 @@ def make_card(
         scores=scores,
         scores_note="Losses are in nats per target; the other scores are fractions from 0 to 1."
         + (
-            " Intervals are 95 %, by a paired bootstrap over the examples."
+            " Intervals are 95 %, by a paired bootstrap; examples that share a passage are drawn together."
             if any(s["intervals"] for s in scores)
             else ""
         ),
@@ -111,8 +112,8 @@ def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
         yield table(f"Evaluation on {data}", report.get("examples"), head, rows, scores, data, intervals=bool(gaps))
 
 
-def during_training(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield a table of the validation scores before training and at its end."""
+def during_training(run_dir: Path, answers: int | None) -> Iterator[dict[str, Any]]:
+    """Yield a table of the validation scores before training and at its end; `answers` were generated."""
     lines = [m for m in read_lines(run_dir / "metrics.jsonl") if any(key.startswith("val/") for key in m)]
     if not lines:
         return
@@ -121,7 +122,9 @@ def during_training(run_dir: Path) -> Iterator[dict[str, Any]]:
     keys = [key for key in last if key.startswith("val/")]
     rows = [[key[4:], number(before.get(key)), f"**{number(last[key])}**"] for key in keys]
     scores = {key[4:]: last[key] for key in keys}
-    yield table("Validation during training", None, ["score", "before", "after"], rows, scores, None, intervals=False)
+    sampled = answers and scores.keys() - {"loss", "perplexity", "token_accuracy"}
+    title = "Validation during training" + (f", answers scored on a sample of {answers}" if sampled else "")
+    yield table(title, None, ["score", "before", "after"], rows, scores, None, intervals=False)
 
 
 def table(
@@ -178,7 +181,7 @@ def training(
     yield "rows", f"layout {data.get('layout')}, {data.get('overlong')} where longer than {longest}"
     yield "seed", str(run.get("seed"))
     if "wall_s" in summary:
-        yield "time", f"{summary['wall_s']:,.0f} s"
+        yield "time", duration(summary["wall_s"])
     yield "software", ", ".join(f"{name} {version}" for name, version in versions(environment).items())
 
 

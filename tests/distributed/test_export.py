@@ -78,7 +78,7 @@ def train_and_leave(world: Any, folder: Path, tied: bool) -> Left:
     with torch.no_grad():
         seen["loss"], seen["restored_loss"] = scorer(batch).nll.item(), other(batch).nll.item()
     hook.remove()
-    seen["logits"] = torch.cat(logits).numpy()  # a tensor would travel by a file of this process
+    torch.save(torch.cat(logits), folder / f"logits_{world.rank}.pt")  # too large for the pipe of the results
     seen["next"] = [step(scorer, optimizers[0]), step(other, optimizers[1])]
     seen["after"] = [scorer(batch).nll.item(), other(batch).nll.item()]
     if world.is_main:
@@ -129,10 +129,11 @@ def test_gauntlet_24_tied_embeddings_stay_tied_and_are_saved_once(
 def test_gauntlet_25_the_exports_logits_are_the_trainers(left: tuple[Path, dict[bool, Left]], tied: bool) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder, seen = left[0] / str(tied), left[1][tied]
+    folder = left[0] / str(tied)
     theirs = plain_logits(AutoModelForCausalLM.from_pretrained(folder / "model"))
-    assert seen["logits"].shape == theirs.shape and theirs.dtype == torch.float32
-    assert float((torch.from_numpy(seen["logits"]) - theirs).abs().max()) < 1e-6
+    ours = torch.load(folder / "logits_0.pt")
+    assert ours.shape == theirs.shape and theirs.dtype == torch.float32
+    assert float((ours - theirs).abs().max()) < 1e-6
     assert float(theirs.abs().max()) > 0.1
 
 
@@ -174,7 +175,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             path.unlink()
 
     patch(shutil, "rmtree", delete_half)
-    patch(shutil, "copytree")
+    patch(shutil, "copytree", shutil.copytree)  # all that is small is there, the weights are not
     patch(weights, "sync")
     patch(Path, "rename")
     yield counter

@@ -79,7 +79,7 @@ def check(
         "model/config.json",
         "model/model.safetensors",
         "model/tokenizer.json",
-        "train.jsonl",
+        "train.jsonl.gz",
         "validation.jsonl",
     ):
         assert (root / "sftlab/assets/demo" / name).stat().st_size > 100

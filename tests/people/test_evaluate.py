@@ -82,7 +82,7 @@ def test_the_loss_is_the_run_s_own(own: Path, demo_run: Path) -> None:
     for name in ("loss", "perplexity", "token_accuracy"):
         assert report["scores"][name] == pytest.approx(last[-1][f"val/{name}"], rel=1e-6)
         assert report["baseline"][name] == pytest.approx(last[0][f"val/{name}"], rel=1e-6)  # before training
-    assert report["difference"]["loss"]["high"] < 0  # 60 steps do help
+    assert report["difference"]["loss"]["high"] < 0  # 100 steps do help
 
 
 def test_predictions_hold_what_the_scores_are_made_of(own: Path, demo_run: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeyp
     roles = [[m["role"] for m in messages] for messages in asked]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
     said = "".join(shown)
-    assert said.startswith(asked[1][2]["content"].rstrip("\n")) and asked[1][2]["content"].strip()
+    assert said and said.startswith(asked[1][2]["content"].rstrip("\n"))
     assert len(shown) > 6  # in pieces, as they are made
     assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.turn_ends() - loaded.ends
 

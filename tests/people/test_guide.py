@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sftlab.assets import FOLDER as ASSETS
 from tests.local_hub import LocalHub
@@ -23,9 +24,10 @@ from tests.support import REPO, free_port, read_jsonl
 
 GUIDE = (REPO / "docs" / "guide.md").read_text(encoding="utf-8")
 PORT = free_port()
+DEMO = yaml.safe_load((REPO / "conf" / "data" / "demo.yaml").read_text())
 SUBSTITUTIONS = {
     "model=llama3_2_1b": "model=demo",
-    "data=squad": "data=squad data.path=asset://demo/train.jsonl data.val_path=asset://demo/validation.jsonl",
+    "data=squad": f"data=squad data.path={DEMO['path']} data.val_path={DEMO['val_path']}",
     "sftlab.train ": "sftlab.train trainer.max_steps=20 evaluation.answers=8 ",
     "--nproc-per-node 8": "--nproc-per-node 2",
     "tasks=[hellaswag]": "tasks=[lighthouses] tasks_path=tasks",

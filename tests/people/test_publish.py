@@ -112,18 +112,19 @@ def test_card_tells_of_the_run(run: Path, typed: Typed) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert "| f1 | 0.1250 | **0.2500** | +0.1250 | +0.0500 to +0.2000 |" in text
     assert f"| loss | {first_loss(run):.4f} | **{summary['last']['val/loss']:.4f}** |" in text
-    assert "| steps | 60 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
+    assert "| steps | 100 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
     assert f"`{environment['git_commit']}`" in text and "![Loss by optimiser step](loss.svg)" in text
-    command = "python -m sftlab.train run_dir=. trainer.max_steps=60 evaluation.answers=8 tracker=none"
+    command = "python -m sftlab.train run_dir=. trainer.max_steps=100 evaluation.answers=8 tracker=none"
     moved = command.replace("run_dir=.", "'run_dir=../../demo0/run, [of] '\"'\"'today'\"'\"'=1'")
     assert command in text or moved.split("'")[1][:8] in text
+    assert "**Validation during training, answers scored on a sample of 8**" in text
     assert "vllm serve ada/demo" in text
     first = json.loads((ASSETS / "demo" / "validation.jsonl").read_text().splitlines()[0])
     asked: dict[str, str] = {}
     exec(text[text.index("prompt = ") : text.index("inputs = ")], asked)
     assert asked["prompt"] == f"Context: {first['context']} Question: {first['question']} Answer:"
     config = yaml.safe_load((run / "publish" / "sftlab_config.yaml").read_text())
-    assert config["trainer"]["max_steps"] == 60 and not config["run_dir"].startswith("/")
+    assert config["trainer"]["max_steps"] == 100 and not config["run_dir"].startswith("/")
 
 
 def first_loss(run: Path) -> float:

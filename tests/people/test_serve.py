@@ -177,14 +177,21 @@ def test_gauntlet_09_a_prompt_with_a_bos_has_one(client: OpenAI, demo_run: Path,
     assert twice.choices[0].text == complete(client, ids).choices[0].text == plain.choices[0].text
 
 
-def test_a_chat_is_generate_s(client: OpenAI, demo_run: Path, typed: Typed) -> None:
-    asked: Any = {"model": NAME, "messages": [{"role": "user", "content": "Hello, [you]"}], "temperature": 0}
-    answer = client.chat.completions.create(**asked, max_tokens=8).choices[0].message
-    expected = typed("generate", f"run={demo_run}", "chat=true", "prompt=Hello, [you]", "max_new_tokens=8")
-    assert answer.role == "assistant" and answer.content.strip() == expected.strip() != ""
-    stream = list(client.chat.completions.create(**asked, max_completion_tokens=8, stream=True))
+def test_a_chat_is_generate_s(client: OpenAI, demo_run: Path, typed: Typed, tmp_path: Path) -> None:
+    said = ["Hello, [you]", *PROMPTS]
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in said]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    files = (f"prompts={tmp_path}/chats.jsonl", f"output={tmp_path}/answers.jsonl")
+    typed("generate", f"run={demo_run}", *files, "max_new_tokens=8")
+    expected = [line["answer"] for line in read_jsonl(tmp_path / "answers.jsonl")]
+    asked: list[Any] = [{"model": NAME, **row, "temperature": 0} for row in rows]
+    answers = [client.chat.completions.create(**a, max_tokens=8).choices[0].message for a in asked]
+    assert [a.content.strip() for a in answers] == expected and any(a.content for a in answers)
+    assert {a.role for a in answers} == {"assistant"}
+    longest = max(range(len(said)), key=lambda i: len(answers[i].content))
+    stream = list(client.chat.completions.create(**asked[longest], max_completion_tokens=8, stream=True))
     assert stream[0].choices[0].delta.role == "assistant"
-    assert "".join(p.choices[0].delta.content or "" for p in stream) == answer.content
+    assert "".join(p.choices[0].delta.content or "" for p in stream) == answers[longest].content
 
 
 def test_what_cannot_be_answered_is_refused_by_name(client: OpenAI) -> None:
@@ -198,7 +205,7 @@ def test_what_cannot_be_answered_is_refused_by_name(client: OpenAI) -> None:
         assert name in UNSUPPORTED
         with pytest.raises(openai.BadRequestError, match=f"{name}=.*has no {name}"):
             complete(client, "a", **{name: value})
-    with pytest.raises(openai.BadRequestError, match="temperature: .*greater than or equal to 0"):
+    with pytest.raises(openai.BadRequestError, match=r"temperature: .*greater than or equal to 0"):
         complete(client, "a", temperature=-1)
     with pytest.raises(openai.BadRequestError, match="not in the vocabulary"):
         complete(client, [10**6])

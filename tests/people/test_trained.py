@@ -35,10 +35,10 @@ def test_an_unfinished_run_offers_its_newest_checkpoint(demo_run: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(demo_run, run, symlinks=True)
     shutil.rmtree(run / "model")
-    with pytest.raises(ValueError, match=r"not finished.*Its newest checkpoint can be used: run=.*/step_00000060$"):
+    with pytest.raises(ValueError, match=r"not finished.*Its newest checkpoint can be used: run=.*/step_00000100$"):
         resolve(str(run))
-    checkpoint = resolve(str(run / "checkpoints" / "step_00000060"))
-    assert checkpoint.model == str(run.resolve() / "export" / "step_00000060")
+    checkpoint = resolve(str(run / "checkpoints" / "step_00000100"))
+    assert checkpoint.model == str(run.resolve() / "export" / "step_00000100")
     before, after = demo_run / "model", Path(checkpoint.model)
     assert (after / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
     written = (after / "model.safetensors").stat().st_mtime_ns

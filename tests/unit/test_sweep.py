@@ -183,6 +183,11 @@ def test_verdict_measures_by_the_seeds_noise(tmp_path: Path) -> None:
     assert "behind" in comparison.verdict(groups) and "standard errors" in comparison.verdict(groups)
     alone = comparison.ranked(look(make_grid(tmp_path / "b", seeds=1)), "val/loss")
     assert "Without several seeds" in comparison.verdict(alone)
+    for num in (0, 1):
+        make_point(tmp_path / "c", num, [f"optim.lr={num}"], [3.0, 2.0, 1.0])
+    same = look(tmp_path / "c")
+    assert comparison.verdict(comparison.ranked(same, "val/loss")) == "The next best has the same score."
+    assert [c.header for c in status(same, "train/loss").columns].count("train/loss") == 1
 
 
 def embedded(page: str) -> dict[str, Any]:
@@ -222,6 +227,14 @@ def test_every_figure_of_the_report_is_in_metrics(tmp_path: Path) -> None:
         assert g["deviation"] == pytest.approx(statistics.stdev(scores))
     assert data["winner"] == 10
     assert [(s["answer"], s["before"], s["prompt"]) for s in data["samples"]] == [("after", "before", "Q</script>?")]
+
+
+def test_report_before_any_point_has_finished(tmp_path: Path) -> None:
+    make_point(tmp_path, 0, ["optim.lr=1"], [3.0, 2.0], finished=False)
+    make_point(tmp_path, 1, ["optim.lr=2"], [], finished=False)
+    data = embedded(make_report(tmp_path))
+    assert [p["score"] for p in data["points"]] == [3.0, None] and data["winner"] is None
+    assert data["importance"] == {"shares": [], "noise": None, "num_scores": 0}
 
 
 def test_report_needs_no_network(tmp_path: Path) -> None:
