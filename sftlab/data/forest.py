@@ -19,6 +19,7 @@ LAYOUTS = ("tree", "packed", "padded")
 
 # Neighbours that share fewer tokens than this are packed as separate units: the few tokens saved (a BOS, a common
 # opening word) are worth less than the freedom to fill rows well. Inside a row everything shared is shared.
+DENSE_TOKENS = 1000  # measured at hidden 256 on two cores: there attention is half of all work
 MIN_SHARED_TOKENS = 16
 
 
@@ -131,17 +132,20 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 
 def pack(sizes: Sequence[int], capacity: int, even: bool) -> list[list[int]]:
-    """Return bins of item indices; if `even`, as many bins as without, the fullest of them as empty as can be.
+    """Return bins of item indices; if `even`, those that cost least when all are padded to the fullest.
 
-    Rows of a microbatch are padded to its longest: even rows make a step of SQuAD 10 % cheaper, if no length is fixed.
+    Dense attention over a row of n tokens costs n / DENSE_TOKENS of what the matmuls cost, so shorter rows may win too.
+    On SQuAD a step becomes 15 % cheaper than with the fewest rows.
     """
-    bins = best_fit(sizes, capacity)
-    if even and bins:
-        for less in range(max(max(sizes), -(-sum(sizes) // len(bins))), capacity, 16):
-            closer = best_fit(sizes, less)
-            if len(closer) == len(bins):
-                return closer
-    return bins
+    fewest = best_fit(sizes, capacity)
+    if not even or not sizes:
+        return fewest
+
+    def cost(bins: list[list[int]]) -> float:
+        longest = max(sum(sizes[i] for i in members) for members in bins)
+        return len(bins) * longest * (1 + longest / DENSE_TOKENS)
+
+    return min((fewest, *(best_fit(sizes, c) for c in range(max(sizes), capacity, 16))), key=cost)
 
 
 def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:

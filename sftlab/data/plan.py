@@ -6,6 +6,7 @@ replayed to find the place: step k is computed, not iterated to. What the exampl
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,27 +104,59 @@ def pack_groups(
 ) -> tuple[IntArray, IntArray]:
     """Return (starts, lengths) of the same groups in an order in which few are cut at a multiple of `batch_size`.
 
-    A step is filled with the next group; then, among the next `look_ahead` groups, with the first that fits. When none
-    fits, the next group is cut, its rest opening the following step. On SQuAD (18,891 groups, steps of 64) 6 % of
-    the groups are cut, against 23 % by plain concatenation.
+    A step takes the next group and those of the `look_ahead` after it that fill it exactly. Where none do, it takes
+    what fits, and the next group is cut, its rest opening the following step. With SQuAD's sizes none is cut in steps
+    of 32, 6 % in steps of 16.
     """
     waiting: list[tuple[int, int]] = []
     out_starts, out_lengths = array("q"), array("q")
     coming = 0  # the first group that is not waiting yet
-    room = batch_size
     while waiting or coming < len(starts):
         more = look_ahead - len(waiting)
-        if more > 0 and coming < len(starts):
-            window = slice(coming, coming + more)
-            waiting += zip(starts[window].tolist(), lengths[window].tolist(), strict=True)
-            coming += more
-        fits = next((i for i, (_, length) in enumerate(waiting) if length <= room), None)
-        if fits is not None:
-            start, length = waiting.pop(fits)
-        else:
-            start, length = waiting[0][0], room
-            waiting[0] = (start + room, waiting[0][1] - room)
-        out_starts.append(start)
-        out_lengths.append(length)
-        room = (room - length) or batch_size
+        window = slice(coming, coming + more)
+        waiting += zip(starts[window].tolist(), lengths[window].tolist(), strict=True)
+        coming += more
+        sizes = [length for _, length in waiting]
+        chosen = exact_fill(sizes, batch_size) or first_fit(sizes, batch_size)
+        taken = [waiting[i] for i in chosen]
+        waiting = [group for i, group in enumerate(waiting) if i not in chosen]
+        room = batch_size - sum(length for _, length in taken)
+        if room and waiting:
+            start, length = waiting[0]
+            taken.append((start, room))
+            waiting[0] = (start + room, length - room)
+        for start, length in taken:
+            out_starts.append(start)
+            out_lengths.append(length)
     return np.frombuffer(out_starts, np.int64), np.frombuffer(out_lengths, np.int64)
+
+
+def exact_fill(sizes: Sequence[int], room: int) -> list[int]:
+    """Return indices, the first item's among them, whose sizes add up to `room`; none if there are none such.
+
+    Bit n of `sums[i]` says whether n is the sum of the first item and some of the next i.
+    """
+    full = (1 << room + 1) - 1
+    sums = [1 << sizes[0] & full]
+    for size in sizes[1:]:
+        if sums[-1] >> room & 1:
+            break
+        sums.append(sums[-1] | sums[-1] << size & full)
+    if not sums[-1] >> room & 1:
+        return []
+    chosen = []
+    for i in range(len(sums) - 1, 0, -1):
+        if not sums[i - 1] >> room & 1:
+            chosen.append(i)
+            room -= sizes[i]
+    return [0, *reversed(chosen)]
+
+
+def first_fit(sizes: Sequence[int], room: int) -> list[int]:
+    """Return the indices of items taken in order, each that still fits."""
+    chosen = []
+    for i, size in enumerate(sizes):
+        if size <= room:
+            chosen.append(i)
+            room -= size
+    return chosen
