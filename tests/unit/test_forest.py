@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS, best_fit, deal, lay_out
 from tests.support import random_examples
 
@@ -44,3 +45,12 @@ def test_too_long_an_example_is_named() -> None:
 def test_best_fit_and_deal() -> None:
     assert best_fit([5, 4, 3, 2, 1], 6) == [[0, 4], [1, 3], [2]]
     assert deal([5, 4, 3, 2], 2) == [[0, 3], [1, 2]]
+
+
+def test_a_beginning_that_all_share_takes_room_once_a_row() -> None:
+    examples = []
+    for i in range(40):
+        tokens = np.concatenate([np.arange(3, 13), np.full(20, 50 + i)]).astype(np.int32)  # 10 tokens in common, 20 not
+        examples.append(Example(tokens, np.arange(30) > 10, str(i)))
+    rows = lay_out(examples, "tree", 210)
+    assert [(len(r), r.num_examples) for r in rows] == [(210, 10)] * 4
