@@ -40,9 +40,9 @@ def squad_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_squad_file(folder / "train.jsonl"), make_squad_file(folder / "validation.jsonl", 4, seed=1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one() -> Iterator[object]:
-    """A world of one, joined once for the whole session."""
+    """A world of one, joined once for a module and left after it: some tests run a whole command in this process."""
     from sftlab.distributed import world
 
     with world() as here:

@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # rates are those of o
 
 import numpy as np
 
-WORDS = "the of keeper bread stone river counted again evening harbour quiet seven lamp who sells almond".split()
+WORDS = ["the", "of", "keeper", "bread", "stone", "river", "counted", "again", "evening", "harbour", "quiet", "seven"]
 SQUAD_EXAMPLES = 87_599
 
 
@@ -217,7 +217,8 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
     for gib in (args.gib / 10, args.gib):
         path = folder / "large.jsonl"
         write_large(path, int(gib * 2**30))
-        code = f"import sys; sys.argv = ['x', {str(path)!r}, {str(folder / 'cache')!r}]; import measure; measure.touch_all()"
+        arguments = ["x", str(path), str(folder / "cache")]
+        code = f"import sys; sys.argv = {arguments!r}; import measure; measure.touch_all()"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
         process = subprocess.Popen([sys.executable, "-c", code], env=env)
         most = {"Pss": 0.0, "Pss_Anon": 0.0}
@@ -234,7 +235,11 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
         path.unlink()
     (small, a), (large, b) = found
     slope = (b["Pss_Anon"] - a["Pss_Anon"]) / (large - small)
-    tell("memory at 10 GB", anonymous_gib=b["Pss_Anon"] + slope * (10e9 / 2**30 - large), wanted="< 2 GB; the rest is page cache")
+    tell(
+        "memory at 10 GB",
+        anonymous_gib=b["Pss_Anon"] + slope * (10e9 / 2**30 - large),
+        wanted="< 2 GB; the rest is page cache",
+    )
 
 
 def padding(args: argparse.Namespace, folder: Path) -> None:
@@ -253,11 +258,20 @@ def padding(args: argparse.Namespace, folder: Path) -> None:
             each = Loader(train, made, Arranger(layout, 2048, 1 if fixed else 8, 0, 1, 0, fixed_shapes=fixed))
             nodes = through = 0
             shapes = set()
-            for s in progress(f"{layout}, fixed shapes {fixed}", range(1, made.steps_per_epoch + 1), made.steps_per_epoch):
+            for s in progress(
+                f"{layout}, fixed shapes {fixed}", range(1, made.steps_per_epoch + 1), made.steps_per_epoch
+            ):
                 step = each.step(s)
                 nodes, through = nodes + step.num_nodes, through + step.num_tokens
                 shapes |= {tuple(b.tokens.shape) for b in step.microbatches}
-            tell("padding", layout=layout, fixed_shapes=fixed, padding=1 - nodes / through, shapes=len(shapes), wanted="< 0.03")
+            tell(
+                "padding",
+                layout=layout,
+                fixed_shapes=fixed,
+                padding=1 - nodes / through,
+                shapes=len(shapes),
+                wanted="< 0.03",
+            )
 
 
 def sharing(args: argparse.Namespace, folder: Path) -> None:
@@ -276,7 +290,14 @@ def sharing(args: argparse.Namespace, folder: Path) -> None:
             step = each.step(s)
             sums += step.num_examples, step.num_effective_tokens, step.num_nodes
         num, alone, shared = sums
-        tell("sharing", examples=int(num), group_by_prefix=grouped, tokens=alone / num, shared=shared / num, ratio=alone / shared)
+        tell(
+            "sharing",
+            examples=int(num),
+            group_by_prefix=grouped,
+            tokens=alone / num,
+            shared=shared / num,
+            ratio=alone / shared,
+        )
 
 
 # Machinery ----------------------------------------------------------------------------------------------------------
@@ -298,7 +319,8 @@ class Bench:
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.name = torch.cuda.get_device_name() if self.cuda else f"CPU, {torch.get_num_threads()} threads"
         config = LlamaConfig(
-            vocab_size=max(8192, len(load_tokenizer(args.tokenizer))), hidden_size=args.hidden, intermediate_size=3 * args.hidden,
+            vocab_size=max(8192, len(load_tokenizer(args.tokenizer))), hidden_size=args.hidden,
+            intermediate_size=3 * args.hidden,
             num_hidden_layers=args.layers, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096,
             tie_word_embeddings=True,
         )  # fmt: skip
@@ -315,7 +337,9 @@ class Bench:
         from sftlab.data.loader import Arranger, Loader
 
         length = 4096 if self.cuda else max(512, -(-int(self.examples.lengths.max()) // 128) * 128)
-        arranger = Arranger(layout, length, 1 if self.cuda else 8, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda)
+        arranger = Arranger(
+            layout, length, 1 if self.cuda else 8, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda
+        )
         return Loader(self.examples, self.plan, arranger, self.examples.lengths)
 
     def window(self, steps: Iterable[Any]) -> list[float]:
@@ -344,7 +368,11 @@ def write_large(path: Path, num_bytes: int) -> None:
         while written < num_bytes:
             lines = []
             for _ in range(1000):
-                row = {"context": f"{i // 5} {contexts[i // 5 % 1000]}", "question": f"What about {i}?", "answers": {"text": ["bread"]}}
+                row = {
+                    "context": f"{i // 5} {contexts[i // 5 % 1000]}",
+                    "question": f"What about {i}?",
+                    "answers": {"text": ["bread"]},
+                }
                 lines.append(json.dumps(row) + "\n")
                 i += 1
             text = "".join(lines)
@@ -355,7 +383,7 @@ def write_large(path: Path, num_bytes: int) -> None:
 
 
 def touch_all() -> None:
-    """Tokenise a file with two workers, then read every example once, as an epoch does. Runs in a process of its own."""
+    """Tokenise a file with two workers, then read every example once, as an epoch does."""
     from sftlab.data.plan import Plan
 
     path, cache = sys.argv[1:]
@@ -366,7 +394,7 @@ def touch_all() -> None:
 
 
 def tree_memory(pid: int) -> dict[str, float]:
-    """Return the proportional set size in GiB, all of it and its anonymous part, summed over a process and its children."""
+    """Return the proportional set size of a process and its children in GiB: all of it, and its anonymous part."""
     total = {"Pss": 0.0, "Pss_Anon": 0.0}
     waiting = [pid]
     while waiting:
@@ -400,7 +428,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--gib", type=float, default=1.0, help="size of the generated file")
     args = parser.parse_args(argv)
-    tell("machine", cpu=platform.processor() or platform.machine(), cores=len(os.sched_getaffinity(0)), python=platform.python_version())
+    tell(
+        "machine",
+        cpu=platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        python=platform.python_version(),
+    )
     for measurement in MEASUREMENTS:
         if args.measurement in ("all", measurement.__name__):
             with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ class ChatTemplate:
                 prompt, _ = self._text(messages[:i], tools, prompt=True)
             except ValueError:  # it may not take a conversation that ends there
                 prompt = text
-            # Without a generation prompt what lies between is a header, unless it is space: Llama 2's model writes that.
+            # Without a generation prompt what lies between is a header, unless it is space: Llama 2 writes that itself.
             if (
                 text.startswith(prompt)
                 and prompt != text

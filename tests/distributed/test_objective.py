@@ -115,7 +115,7 @@ def on(one: Any) -> dict[int, list[dict[Any, Any]]]:
 
 
 def plain(examples: list[Example]) -> tuple[float, Gradients, int, int]:
-    """Return loss, gradients, right guesses and targets of transformers, one row at a time, labels -100 where masked."""
+    """Return loss, gradients, right guesses and targets of transformers on one row at a time, labels -100 if masked."""
     model = tiny_llama()
     count = sum(int(e.supervised.sum()) for e in examples)
     loss, correct = torch.zeros(()), 0

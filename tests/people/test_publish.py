@@ -41,7 +41,7 @@ print(tokenizer.decode(outputs[0], skip_special_tokens=True))
 def run(demo_run: Path, tmp_path: Path) -> Path:
     """A copy of the demo's run, to be published or broken."""
     folder = tmp_path / "run, 1"
-    shutil.copytree(demo_run, folder, symlinks=True)
+    shutil.copytree(demo_run, folder, symlinks=True, ignore=shutil.ignore_patterns("evaluate"))
     return folder
 
 

@@ -120,7 +120,11 @@ BAD: list[tuple[Format, dict[str, Any], str]] = [
     (Squad(), {**SQUAD, "answers": {"text": [" "]}}, "an answer is empty"),
     (Squad(), {**SQUAD, "context": 3}, "field 'context' holds int, expected text"),
     (PromptCompletion(), {"prompt": "a", "text": "b"}, "no field 'completion'; it has 'prompt', 'text'"),
-    (PromptCompletion(), {"prompt": "a", "completion": " \n"}, "field 'completion' is empty: there is nothing to learn"),
+    (
+        PromptCompletion(),
+        {"prompt": "a", "completion": " \n"},
+        "field 'completion' is empty: there is nothing to learn",
+    ),
     (PromptCompletion(), {"prompt": None, "completion": "b"}, "field 'prompt' holds NoneType, expected text"),
     (PromptCompletion(), {}, "no field 'prompt'; it has none"),
     (Instruction(), {"instruction": "a", "output": ""}, "field 'output' is empty"),
@@ -130,21 +134,29 @@ BAD: list[tuple[Format, dict[str, Any], str]] = [
     (Chat(), {"prompt": "a"}, "no field 'messages'; it has 'prompt'"),
     (Chat(), {"messages": []}, "must be a list of messages, and not empty"),
     (Chat(), {"messages": "[{"}, "messages is a string that is not JSON"),
-    (Chat(), {"messages": [USER, {"role": "robot", "content": "a"}]}, "message 2 has the unknown role 'robot': expected"),
+    (
+        Chat(),
+        {"messages": [USER, {"role": "robot", "content": "a"}]},
+        "message 2 has the unknown role 'robot': expected",
+    ),
     (Chat(), {"conversations": [{"from": "alien", "value": "a"}]}, "message 1 has the unknown role 'alien'"),
     (Chat(), {"messages": [ASSISTANT, USER, ASSISTANT]}, "the conversation starts with the assistant"),
     (Chat(), {"messages": [USER]}, "the conversation has no assistant turn"),
     (Chat(), {"messages": [USER, {"role": "assistant", "content": " "}]}, "message 2 is an empty assistant turn"),
     (Chat(), {"messages": [{"role": "user"}, ASSISTANT]}, "message 1 (user) has no content; it has role"),
     (Chat(), {"messages": ["Hi", ASSISTANT]}, "message 1 is str, expected {'role': ..., 'content': ...}"),
-    (Chat(), {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "content that is not text"),
+    (
+        Chat(),
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]},
+        "content that is not text",
+    ),
     (Chat(), {"messages": [USER, {"role": "assistant", "tool_calls": [{"arguments": "{}"}]}]}, "names no function"),
     (
         Chat(),
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
         "arguments of f is a string that is not JSON",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("format", "row", "said"), BAD, ids=[f"{type(f).__name__}-{s[:30]}" for f, _, s in BAD])
@@ -155,5 +167,5 @@ def test_a_bad_row_says_what_is_wrong(format: Format, row: dict[str, Any], said:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="data.format.supervise=first: expected all or last"):
+    with pytest.raises(ValueError, match=r"data\.format\.supervise=first: expected all or last"):
         Chat(supervise="first")

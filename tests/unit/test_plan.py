@@ -1,6 +1,7 @@
 """The plan and the forest, whatever the examples: every prediction exactly once, no row over length, the same again."""
 
 from collections import Counter
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -115,10 +116,10 @@ def test_a_plan_is_a_function_of_its_seed(
     assert [again.examples(s).tolist() for s in reversed(steps)][::-1] == straight  # whichever is asked for first
     for epoch in range(3):
         mine = straight[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
-        assert sorted(sum(mine, [])) == list(range(len(groups)))
+        assert sorted(chain(*mine)) == list(range(len(groups)))
         assert all(len(s) == batch_size for s in mine[:-1])
     if not shuffle and not grouped:
-        assert sum(straight[: plan.steps_per_epoch], []) == list(range(len(groups)))
+        assert list(chain(*straight[: plan.steps_per_epoch])) == list(range(len(groups)))
 
 
 def test_seeds_and_epochs_give_other_orders() -> None:
@@ -173,12 +174,12 @@ def test_a_batch_of_nothing_is_refused(batch_size: int) -> None:
 @given(sizes=st.lists(st.integers(1, 50), max_size=60), ranks=st.integers(1, 8))
 def test_bins_hold_everything_once_and_ranks_are_even(sizes: list[int], ranks: int) -> None:
     bins = best_fit(sizes, 50)
-    assert sorted(sum(bins, [])) == list(range(len(sizes)))
+    assert sorted(chain(*bins)) == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in b) <= 50 for b in bins)
     filled = sorted(sum(sizes[i] for i in b) for b in bins)
-    assert all(a + b > 50 for a, b in zip(filled, filled[1:], strict=False))  # no two would have fitted in one
+    assert all(a + b > 50 for a, b in pairwise(filled))  # no two would have fitted in one
     shares = deal(sizes, ranks)
-    assert sorted(sum(shares, [])) == list(range(len(sizes)))
+    assert sorted(chain(*shares)) == list(range(len(sizes)))
     assert max(map(len, shares)) - min(map(len, shares)) <= max(0, -(-len(sizes) // ranks))
     assert max(map(len, shares)) == -(-len(sizes) // ranks)
 

@@ -24,11 +24,24 @@ RECURRENT: dict[str, dict[str, Any]] = {
 ORDINARY: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1},
     "mistral": {**SIZE, **HEADS, "sliding_window": 4},
-    "gemma3_text": {**SIZE, **HEADS, "head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        **SIZE,
+        **HEADS,
+        "head_dim": 16,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "granite": {**SIZE, **HEADS, "logits_scaling": 8.0},
     "cohere": {**SIZE, **HEADS, "logit_scale": 0.1, "bos_token_id": 0, "eos_token_id": 1},
-    "qwen3_moe": {**SIZE, **HEADS, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-}  # fmt: skip
+    "qwen3_moe": {
+        **SIZE,
+        **HEADS,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+}
 
 
 def scorer_of(kind: str, settings: dict[str, Any]) -> Scorer:
@@ -60,7 +73,7 @@ def test_recurrent_models_are_refused_but_for_padded_rows(kind: str) -> None:
 
 
 class Leak(nn.Module):
-    """A convolution over the row, as an undeclared recurrent layer would have: each token gets something of the last."""
+    """A convolution over the row, as an undeclared recurrent layer would have: tokens get something of the last."""
 
     def __init__(self, block: nn.Module, share: float) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def segments(kind: str, messages: list[dict[str, str]] = MESSAGES) -> list[tuple
     """
     out: list[tuple[str, bool]] = [("<|begin_of_text|>", False)] if kind == "llama3" else []
     out += [("<s>", False)] if kind == "sentencepiece" else []
-    for number, m in enumerate(messages, 1):
+    for m in messages:
         role, content, learned = m["role"], m["content"], m["role"] == "assistant"
         if kind == "llama3":
             out += [(f"<|start_header_id|>{role}<|end_header_id|>\n\n", False), (f"{content}<|eot_id|>", learned)]
