@@ -17,7 +17,7 @@ from sftlab.check import COMPONENTS, check_node
 from sftlab.checkpoint import Checkpoints
 from sftlab.console import Console
 from sftlab.data.examples import Examples, Joined
-from sftlab.data.loader import Arranger, Loader, round_up
+from sftlab.data.loader import NUM_LENGTHS, Arranger, Loader, round_up
 from sftlab.data.plan import Plan
 from sftlab.distributed import World
 from sftlab.evaluation import AnswerEvaluator, Evaluator, LossEvaluator, sample
@@ -70,23 +70,11 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
-    if settings.compile or world.device.type == "cuda":
-        expect_shapes(2 * 8)  # of microbatches, each with gradients and, in evaluation, without
     arranger = arrange(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
+    if arranger.fixed_shapes:
+        expect_shapes(2 * NUM_LENGTHS)  # each with gradients and, in evaluation, without
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
-
-    evaluators: list[Evaluator] = []
-    if val is not None:
-        val_plan = Plan(val.groups, settings.batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
-        evaluators.append(LossEvaluator(scorer, val, val_plan, arranger, world))
-        generator = Generator(
-            scorer, tokenizer, world.device, parts["evaluation"].max_new_tokens, parts["evaluation"].batch_size
-        )
-        for name, part in val.parts.items():
-            answered = sample(part, parts["evaluation"].answers)
-            if answered:
-                evaluators.append(AnswerEvaluator(generator, answered, data.formats[name].score, world, name))
 
     console = Console(max_steps, run_dir / "train.log" if world.is_main else None, quiet=not world.is_main)
     checkpoints = Checkpoints(
@@ -105,7 +93,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         optimizer=optimizer,
         schedule=partial(parts["schedule"], total_steps=max_steps),
         loader=Loader(train, plan, arranger, train.lengths),
-        evaluators=evaluators,
+        evaluators=[] if val is None else evaluate_on(val, parts, scorer, tokenizer, arranger, world),
         checkpoints=checkpoints,
         metrics=Metrics(run_dir / "metrics.jsonl", parts["tracker"](run_dir)) if world.is_main else Metrics(None),
         console=console,
@@ -116,6 +104,20 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         stop=stop,
     )
     return Run(trainer, tokenizer, train, val, run_dir, data.path)
+
+
+def evaluate_on(
+    val: Examples | Joined, parts: Mapping[str, Any], scorer: Scorer, tokenizer: Any, arranger: Arranger, world: World
+) -> list[Evaluator]:
+    """Return what evaluates on the validation examples: their loss, and answers to a sample of each source's."""
+    data, evaluation = parts["data"], parts["evaluation"]
+    plan = Plan(val.groups, parts["trainer"].batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
+    evaluators: list[Evaluator] = [LossEvaluator(scorer, val, plan, arranger, world)]
+    generator = Generator(scorer, tokenizer, world.device, evaluation.max_new_tokens, evaluation.batch_size)
+    for name, part in val.parts.items():
+        if answered := sample(part, evaluation.answers):
+            evaluators.append(AnswerEvaluator(generator, answered, data.formats[name].score, world, name))
+    return evaluators
 
 
 def preview_parts(

@@ -9,12 +9,8 @@ from sftlab import command
 
 def export(cfg: DictConfig) -> None:
     """Export one checkpoint of `run`, the newest without `step`; prints where it lies."""
-    import torch
-
     from sftlab.checkpoint import PREFIX, complete
-    from sftlab.models.weights import export as write
-    from sftlab.parallel import compute_dtype
-    from sftlab.rundir import read_config
+    from sftlab.trained import export_checkpoint
 
     run = Path(str(cfg.run)).expanduser()
     checkpoints = {int(p.name.removeprefix(PREFIX)): p for p in complete(run / "checkpoints")}
@@ -26,13 +22,8 @@ def export(cfg: DictConfig) -> None:
     output = Path(str(cfg.output)).expanduser() if cfg.output else run / "export" / checkpoints[step].name
     if output.exists() and not (output / "config.json").is_file():
         raise ValueError(f"output={output} exists and is no model folder: it would be overwritten. Name another")
-    config = read_config(run)
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(config["parallel"].get("param_dtype", "auto") if cfg.dtype == "run" else cfg.dtype, here)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    trusted = bool(config["model"].get("trust_remote_code"))
-    write(checkpoints[step], output, dtype, trust_remote_code=trusted, shard_size=cfg.shard_size)
-    print(f"step {step}, {str(dtype).removeprefix('torch.')}: {output}")
+    dtype = export_checkpoint(checkpoints[step], output, cfg.dtype, cfg.shard_size)
+    print(f"step {step}, {dtype}: {output}")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Every command after training starts here. What to do with the model is the comma
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,21 +152,37 @@ def of_model(run: str, path: Path) -> Trained:
 
 
 def of_checkpoint(run: str, path: Path) -> Trained:
-    """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet."""
+    """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet.
+
+    Raises: ValueError where several ranks would write it.
+    """
+    run_dir, step = path.parent.parent, int(path.name.rpartition("_")[2])
+    model = run_dir / "export" / path.name
+    if not (model / "config.json").is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"run={run} is a checkpoint, and its model is written by one process: first run "
+                f"python -m sftlab.export run={run_dir} step={step}"
+            )
+        export_checkpoint(path, model)
+    return Trained(run, str(model), run_dir, read_config(run_dir))
+
+
+def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:
+    """Write a checkpoint as a model folder; return the name of its dtype, which by default is what the run computed in."""
     import torch
 
     from sftlab.models.weights import export
     from sftlab.parallel import compute_dtype
 
-    run_dir = path.parent.parent
-    config = read_config(run_dir) or {}
-    model = run_dir / "export" / path.name
-    if not (model / "config.json").is_file():
-        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = compute_dtype(config["parallel"].get("param_dtype", "auto"), here)
-        model.parent.mkdir(exist_ok=True)
-        export(path, model, dtype, trust_remote_code=bool(config["model"].get("trust_remote_code")))
-    return Trained(run, str(model), run_dir, config)
+    config = read_config(checkpoint.parent.parent)
+    assert config is not None
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = compute_dtype(config["parallel"].get("param_dtype", "auto") if dtype == "run" else dtype, here)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    trusted = bool(config["model"].get("trust_remote_code"))
+    export(checkpoint, folder, chosen, trust_remote_code=trusted, shard_size=shard_size)
+    return str(chosen).removeprefix("torch.")
 
 
 def read_config(run_dir: Path | None) -> Mapping[str, Any] | None:

@@ -18,6 +18,7 @@ from sftlab.data.forest import deal, lay_out
 from sftlab.data.plan import IntArray, Plan
 
 AHEAD = 2  # steps laid out in advance
+NUM_LENGTHS = 8  # of rows, at most, where shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Step:
 class Arranger:
     """How the examples of a step become microbatches: the layout's settings and this rank's place.
 
-    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of 8 lengths, so that what is compiled
-    for them is compiled 8 times and no more.
+    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of NUM_LENGTHS lengths, so that what
+    is compiled for them is compiled so many times and no more.
     """
 
     layout: str
@@ -60,10 +61,10 @@ class Arranger:
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
         """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
-        rows = lay_out(examples, self.layout, self.row_length, even=not self.fixed_shapes)
+        rows = lay_out(examples, self.layout, self.row_length, dense=not self.fixed_shapes)
         shares = deal([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
-        multiple = round_up(self.row_length // 8, 128) if self.fixed_shapes else 16
+        multiple = round_up(self.row_length // NUM_LENGTHS, 128) if self.fixed_shapes else 16
         num_microbatches = max(1, *(-(-len(share) // per) for share in shares))
         shapes: list[tuple[int, int]] = []
         mine: list[Batch] = []

@@ -37,6 +37,9 @@ def test_an_unfinished_run_offers_its_newest_checkpoint(demo_run: Path, tmp_path
     shutil.rmtree(run / "model")
     with pytest.raises(ValueError, match=r"not finished.*Its newest checkpoint can be used: run=.*/step_00000100$"):
         resolve(str(run))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"sftlab.export run=.*/run step=100$"):
+        patch.setenv("WORLD_SIZE", "2")  # each rank would write the folder of the other
+        resolve(str(run / "checkpoints" / "step_00000100"))
     checkpoint = resolve(str(run / "checkpoints" / "step_00000100"))
     assert checkpoint.model == str(run.resolve() / "export" / "step_00000100")
     before, after = demo_run / "model", Path(checkpoint.model)
