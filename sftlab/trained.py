@@ -169,7 +169,7 @@ def of_checkpoint(run: str, path: Path) -> Trained:
 
 
 def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:
-    """Write a checkpoint as a model folder; return the name of its dtype, which by default is what the run computed in."""
+    """Write a checkpoint as a model folder; return the name of its dtype, by default what the run computed in."""
     import torch
 
     from sftlab.models.weights import export
