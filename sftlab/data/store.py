@@ -48,6 +48,8 @@ def store(
     import datasets
     from filelock import FileLock
 
+    from sftlab.data.arrow import build
+
     num_rows = len(source) if limit is None else min(limit, len(source))
     if num_rows == 0:
         raise ValueError(f"{source.name}: it holds no row")
@@ -71,18 +73,9 @@ def store(
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "sftlab"
     cache.mkdir(parents=True, exist_ok=True)
     arguments = {"source": source, "format": format, "tokenizer": tokenizer, "on_error": on_error}
-    try:
-        with FileLock(cache / f"{key}.lock"):  # the first rank on a machine builds, the others find it built
-            dataset = datasets.Dataset.from_generator(
-                _tokenised,
-                features=features,
-                cache_dir=str(cache),
-                gen_kwargs={"ranges": split(num_rows, workers), **arguments},
-                num_proc=workers if workers > 1 else None,
-                fingerprint=key,
-            )
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None
+    arguments["ranges"] = split(num_rows, workers)
+    with FileLock(cache / f"{key}.lock"):  # the first rank on a machine builds, the others find it built
+        dataset = build(_tokenised, arguments, features, key, cache, workers)
     return Store(dataset, key, source)
 
 
@@ -95,7 +88,7 @@ def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
 def _tokenised(
     ranges: list[tuple[int, int]], source: Source, format: Format, tokenizer: Any, on_error: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row. The list `ranges` is what datasets splits over workers."""
+    """Yield the columns of each block of rows. The list `ranges` is what datasets splits over workers."""
     renderer = Renderer(tokenizer)
     for start, stop in ranges:
         rows = source.read(start, stop)
@@ -112,26 +105,34 @@ def _tokenised(
                         raise ValueError(f"{source.where(number)}: {error}") from None
                     bad.append((number, str(error)))
             wheres = [source.where(n) for n, _ in good]
-            for (number, rendered), e in zip(good, renderer.examples([r for _, r in good], wheres), strict=True):
+            examples = renderer.examples([r for _, r in good], wheres)
+            yield columns(
+                [*examples, *[NOTHING] * len(bad)],
+                rows=[number for number, _ in [*good, *bad]],
                 # Of a row without an id of its own nothing is stored: the same rows may lie in another file next time.
-                yield columns(e, number) if rendered.source.id is not None else {**columns(e, number), "id": None}
-            for number, reason in bad:
-                yield {**columns(NOTHING, number), "error": reason}
+                id=[*(None if r.source.id is None else str(r.source.id) for _, r in good), *[None] * len(bad)],
+                error=[*[None] * len(good), *(reason for _, reason in bad)],
+            )
 
 
 NOTHING = Example(np.empty(0, np.int32), np.empty(0, bool), "")
 
 
-def columns(e: Example, row: int) -> dict[str, Any]:
-    """Return what is stored of an example of the source's row `row`."""
+def columns(examples: list[Example], rows: list[int], **more: list[str | None]) -> dict[str, Any]:
+    """Return what is stored of the examples of the source's rows `rows`, a value each."""
+    from sftlab.data.arrow import lists
+
     return {
-        **vars(e),
-        "references": list(e.references),
-        "row": row,
-        "digest": bytes_hash(e.tokens.tobytes() + e.supervised.tobytes()),
-        "num_supervised": int(e.supervised.sum()),
-        "ends": int(len(e) > 0 and e.supervised[-1]),
-        "error": None,
+        "tokens": lists([e.tokens for e in examples], np.int32),
+        "supervised": lists([e.supervised for e in examples], np.bool_),
+        "group": [e.group for e in examples],
+        "num_prompt": [e.num_prompt for e in examples],
+        "references": [list(e.references) for e in examples],
+        "row": rows,
+        "digest": [bytes_hash(e.tokens.tobytes() + e.supervised.tobytes()) for e in examples],
+        "num_supervised": [int(e.supervised.sum()) for e in examples],
+        "ends": [int(len(e) > 0 and e.supervised[-1]) for e in examples],
+        **more,
     }
 
 

@@ -1,0 +1,65 @@
+"""Arrow files of columns made a block of rows at a time, in parallel, with a progress bar.
+
+`datasets.Dataset.from_generator` does this for rows, and encodes each by itself: with it tokenising ran at 0.69 of the
+tokenizer's own rate, with blocks at 0.97. `datasets` is imported with this module, so import it late.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.builder import Key
+
+Blocks = Callable[..., Iterator[Mapping[str, Any]]]
+
+
+@dataclass
+class BlocksConfig(datasets.BuilderConfig):  # type: ignore[misc]
+    """What makes the blocks, and with which arguments: a list among them is split over the workers."""
+
+    features: datasets.Features | None = None
+    blocks: Blocks | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class BlocksBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
+    """A dataset of the blocks of columns that a function yields."""
+
+    BUILDER_CONFIG_CLASS = BlocksConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=self.config.features)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs=self.config.arguments)]
+
+    def _generate_tables(self, **arguments: Any) -> Iterator[tuple[Key, pa.Table]]:
+        for i, columns in enumerate(self.config.blocks(**arguments)):
+            yield Key(0, i), pa.Table.from_pydict(dict(columns), self.info.features.arrow_schema)
+
+
+def build(
+    blocks: Blocks, arguments: dict[str, Any], features: datasets.Features, key: str, cache: Path, workers: int
+) -> datasets.Dataset:
+    """Return the dataset of the blocks of columns that `blocks(**arguments)` yields, from `cache` where `key` is there.
+
+    Raises: what `blocks` raises.
+    """
+    builder = BlocksBuilder(
+        cache_dir=str(cache), features=features, blocks=blocks, arguments=arguments, config_id=f"default-{key}"
+    )
+    try:
+        builder.download_and_prepare(num_proc=workers if workers > 1 else None)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+    return builder.as_dataset(split=datasets.Split.TRAIN)
+
+
+def lists(values: list[Any], dtype: Any) -> pa.ListArray:
+    """Return a column of lists, one a row, of these arrays."""
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, dtype), *values]))
