@@ -25,10 +25,10 @@ from sftlab.points import Point
 
 
 class Composer:
-    """Hydra's `load_sweep_config`, once a point and 10 times faster: points that choose the same options share a base.
+    """Hydra's `load_sweep_config`, once a point and 14 times faster: points that choose the same options share a base.
 
-    Composing reads and merges all YAMLs again for every point: 55 ms, and once more in the sweeper's validation. Here
-    values are applied to a copy of the composed base by the same function of Hydra (1.3) that it would use.
+    Composing reads and merges all YAMLs again for every point: 58 ms, and once more in the sweeper's validation. Here
+    values are applied to a copy of the composed base by the same function of Hydra (1.3) that it would use: 4 ms.
     """
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:

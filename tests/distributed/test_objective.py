@@ -245,8 +245,8 @@ def test_gauntlet_26_tokens_effective_tokens_and_targets_are_three_numbers(one: 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, we do not
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gauntlet_27_nothing_is_compiled_after_warm_up(layout: str, one: Any, monkeypatch: Any) -> None:
-    """Dynamo's guards decide what is compiled for, whatever the backend. Warm: two shapes were seen, so that lengths are
-    dynamic from then on. Without fixed shapes a lone row, which Dynamo treats apart, compiles once more.
+    """Dynamo's guards decide what is compiled for, whatever the backend. Warm: two shapes were seen, so that lengths
+    are dynamic from then on. Without fixed shapes a lone row, which Dynamo treats apart, compiles once more.
     """
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     torch.compiler.reset()
