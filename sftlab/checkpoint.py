@@ -10,9 +10,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -191,7 +191,8 @@ class Checkpoints:
         try:
             num_bytes = sum(self._agree(lambda: local_bytes(state)))
             self._agree(lambda: self._prepare(partial, num_bytes) if self.world.is_main else None)
-            save(state, storage_writer=FileSystemWriter(partial), process_group=self.group)
+            with one_checksum():
+                save(state, storage_writer=FileSystemWriter(partial), process_group=self.group)
             described = self._agree(lambda: manifest.describe(partial, self._own_files(partial)))
             files = {name: facts for part in described for name, facts in part.items()}
             self._agree(lambda: self._publish(partial, final, progress, files) if self.world.is_main else None)
@@ -265,6 +266,17 @@ class Checkpoints:
         aside = path.with_name(f"aside_{time.time_ns()}_{path.name}")
         path.rename(aside)
         self.say(f"{path.name} is set aside as {aside.name}")
+
+
+@contextmanager
+def one_checksum() -> Iterator[None]:
+    """Leave out torch's own checksums, which a load never checks: with ours on top 1.2 GB took 1.4 s, without 0.7."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def complete(folder: Path) -> list[Path]:

@@ -39,6 +39,8 @@ class Local:
     def submit(self, sweep: Sweep, nums: Sequence[int], code: Path) -> dict[int, str | None]:
         """Run the points; return once all have ended. A point that fails does not keep the others from running."""
         waiting, running = list(nums), dict[int, Processes]()
+        # By default SIGTERM would end this process at once, and leave the points behind, training.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             while waiting or running:
                 while waiting and len(running) < self.parallel_points:
@@ -49,6 +51,7 @@ class Local:
         finally:
             for point in running.values():
                 point.end()
+            signal.signal(signal.SIGTERM, before)
         return dict.fromkeys(nums)
 
     def start(self, sweep: Sweep, num: int, slot: int, code: Path) -> "Processes":

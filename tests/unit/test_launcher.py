@@ -1,7 +1,12 @@
 """Launching without SLURM: what is written, what is refused, what is copied, when a job has had its chances."""
 
+import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from sftlab.launcher.job import Stalled, note_attempt
 from sftlab.launcher.record import Sweep, differing
 from sftlab.launcher.slurm import clean_environment
 from sftlab.launcher.snapshot import own_packages, snapshot
+from sftlab.metrics import read_metrics
 from sftlab.rundir import note_failure
 from tests.support import command
 
@@ -102,6 +108,40 @@ def test_a_point_that_cannot_run_is_refused_before_anything_is_queued(tmp_path, 
 def test_without_slurm_the_error_says_where_to_go(tmp_path):
     done = command("train", "launcher=slurm", cwd=tmp_path, PATH="/nowhere")
     assert done.returncode == 1 and "launcher=local" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_local_driver_that_is_told_to_end_ends_its_points_which_save_first(tmp_path, model_folder, squad_files):
+    made = [f"model.name_or_path={model_folder}", "data=squad", f"data.path={squad_files[0]}", "data.val_path=null"]
+    made += ["trainer.max_steps=100000", "trainer.batch_size=4", "tracker=none", f"hydra.sweep.dir={tmp_path}/sweep"]
+    typed = ["launcher=local", "launcher.parallel_points=2", "seed=1,2", *made]
+    driver = subprocess.Popen([sys.executable, "-m", "sftlab.train", *typed], cwd=tmp_path)
+    points = [tmp_path / "sweep" / str(num) for num in range(2)]
+    try:
+        for point in points:
+            wait_for(lambda point=point: len(read_metrics(point / "metrics.jsonl")) > 2)
+        driver.terminate()
+        assert driver.wait(60) == 128 + signal.SIGTERM
+    finally:
+        driver.kill()
+    for point in points:
+        assert not running(str(point))
+        assert (point / "checkpoints" / "latest").exists()
+
+
+def wait_for(condition, limit_s=120.0):
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {limit_s} s"
+        time.sleep(0.1)
+
+
+def running(argument):
+    """Return the command lines of this machine's processes that name `argument`."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            lines.append((process / "cmdline").read_bytes().decode().replace("\0", " "))
+    return [line for line in lines if argument in line]
 
 
 def test_requeues_without_progress_end_and_with_progress_do_not(tmp_path):
