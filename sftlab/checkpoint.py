@@ -34,7 +34,6 @@ from sftlab.models.scorer import Scorer
 from sftlab.models.weights import SIDECAR
 
 T = TypeVar("T")
-PREFIX = "step_"
 
 
 class SaveFailed(OSError):
@@ -133,7 +132,7 @@ class Checkpoints:
         self._check_identity(chosen, progress)
         if self.world.is_main:
             for later in self.complete():
-                if later != chosen and int(later.name.removeprefix(PREFIX)) > progress["step"]:
+                if later != chosen and int(later.name.removeprefix(manifest.PREFIX)) > progress["step"]:
                     self._set_aside(later)
         options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
@@ -152,13 +151,15 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Return the complete checkpoints of this run, oldest first."""
-        return complete(self.folder)
+        return manifest.complete(self.folder)
 
     def _choose(self) -> Path | None:
         """Return the checkpoint to go on from, the same on every rank, every file of it checked."""
         candidates = self.complete()
         if self.source is not None and (self.rewind or not candidates):
-            candidates = [self.source] if is_checkpoint(self.source) else complete(self.source / "checkpoints")
+            candidates = (
+                [self.source] if manifest.is_checkpoint(self.source) else manifest.complete(self.source / "checkpoints")
+            )
         candidates = self.world.broadcast(candidates)
         for candidate in reversed(candidates):
             parts = self.world.gather(manifest.damage(candidate, self.world.rank, self.world.size))
@@ -186,7 +187,7 @@ class Checkpoints:
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
         """Write a staged state: on a thread, every rank's at the same time."""
         began_s = time.perf_counter()
-        final = self.folder / f"{PREFIX}{progress['step']:08d}"
+        final = self.folder / f"{manifest.PREFIX}{progress['step']:08d}"
         partial = self.folder / f".{final.name}.partial"
         try:
             num_bytes = sum(self._agree(lambda: local_bytes(state)))
@@ -220,7 +221,7 @@ class Checkpoints:
         return [result for result, _ in found]
 
     def _prepare(self, partial: Path, num_bytes: int) -> None:
-        for left in self.folder.glob(f".{PREFIX}*.partial"):  # of a run that was killed
+        for left in self.folder.glob(f".{manifest.PREFIX}*.partial"):  # of a run that was killed
             shutil.rmtree(left)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
@@ -277,16 +278,6 @@ def one_checksum() -> Iterator[None]:
         yield
     finally:
         torch.serialization.set_crc32_options(before)
-
-
-def complete(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / manifest.NAME).is_file())
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is one checkpoint's folder."""
-    return (path / manifest.NAME).is_file()
 
 
 def once(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:

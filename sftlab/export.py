@@ -9,7 +9,7 @@ from sftlab import command
 
 def export(cfg: DictConfig) -> None:
     """Export one checkpoint of `run`, the newest without `step`; prints where it lies."""
-    from sftlab.checkpoint import PREFIX, complete
+    from sftlab.manifest import PREFIX, complete
     from sftlab.trained import export_checkpoint
 
     run = Path(str(cfg.run)).expanduser()

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
+PREFIX = "step_"  # of the folders of a run's checkpoints
 NAME = "checkpoint.json"
 METADATA = ".metadata"
 BLOCK_BYTES = 1 << 24
@@ -26,6 +27,16 @@ BLOCK_BYTES = 1 << 24
 
 class Damaged(ValueError):
     """A checkpoint that is not what was written."""
+
+
+def complete(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / NAME).is_file())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is one checkpoint's folder."""
+    return (path / NAME).is_file()
 
 
 def describe(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:

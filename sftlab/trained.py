@@ -110,7 +110,7 @@ def resolve(run: str | None) -> Trained:
     Raises: FileNotFoundError for no such folder, ValueError for a folder that is none of these, or a run without a
     finished model (names its newest checkpoint).
     """
-    from sftlab.checkpoint import is_checkpoint
+    from sftlab.manifest import is_checkpoint
 
     if not run:
         raise ValueError("run= is missing: give a run directory, a checkpoint, a model folder or a hub id")
@@ -132,7 +132,7 @@ def resolve(run: str | None) -> Trained:
 
 def of_run(run: str, path: Path) -> Trained:
     """Return the finished model of a run directory."""
-    from sftlab.checkpoint import complete
+    from sftlab.manifest import complete
 
     if (path / "model" / "config.json").is_file():
         return Trained(run, str(path / "model"), path, read_config(path))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sftlab import manifest
-from sftlab.checkpoint import complete
+from sftlab.manifest import complete
 
 
 def whole(folder: Path) -> Path:
