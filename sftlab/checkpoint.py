@@ -72,7 +72,7 @@ class Checkpoints:
                 use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
             )
         )
-        self.saving: Future[None] | None = None
+        self.saving: tuple[Thread, Future[None]] | None = None
 
     def save(self, step: int, scorer: Scorer, optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of `step`. Collective: every rank calls it at the same step boundary.
@@ -85,7 +85,7 @@ class Checkpoints:
         state: Any = self.stager.stage(
             {"model": once(scorer, model_state), "optimizer": optimizer_state, "rng": generators}
         )
-        saving = self.saving = Future()
+        saving: Future[None] = Future()
         full = {"step": step, "num_ranks": self.world.size, **self.identity, **progress}
 
         def work() -> None:
@@ -96,15 +96,23 @@ class Checkpoints:
             else:
                 saving.set_result(None)
 
-        Thread(target=work, name="checkpoint", daemon=True).start()  # daemon: a lost rank must not keep us alive
+        thread = Thread(target=work, name="checkpoint", daemon=True)  # daemon: a lost rank must not keep us alive
+        thread.start()
+        self.saving = thread, saving
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until nothing is being written."""
+        """Wait until nothing is being written, and the thread is over.
+
+        It holds references to the process groups. Left to end by itself after a crash, it was at times the last to let
+        go of them, and destroyed them in an interpreter that was gone: the rank aborted, once in 48 exits under load.
+        """
         saving, self.saving = self.saving, None
         if saving is None:
             return
+        thread, result = saving
+        thread.join(timeout_s)
         try:
-            saving.result(timeout_s)
+            result.result(0)
             self.failed = None
         except SaveFailed as error:
             self.failed = error
