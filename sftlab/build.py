@@ -33,6 +33,8 @@ from sftlab.rundir import Claim
 from sftlab.throughput import Throughput
 from sftlab.trainer import Trainer
 
+MICROBATCH_TOKENS = 4096  # of one rank, where neither data.row_length nor trainer.rows_per_microbatch says otherwise
+
 
 def component(path: str, node: Any) -> Any:
     """Return the one component that a node of a config describes, such as a run's `data.format`; `path` names it."""
@@ -151,24 +153,16 @@ def arrange(
 ) -> Arranger:
     """Return how the examples of a step become this rank's microbatches."""
     cuda = device.type == "cuda"
-    length = data.row_length or row_length(train, val, cuda)
+    alone = data.layout == "padded"
+    longest = round_up(max(int(e.lengths.max()) for e in (train, val) if e is not None), 128)
+    length = data.row_length or (longest if alone else max(longest, MICROBATCH_TOKENS))
     return Arranger(
         layout=data.layout,
         row_length=length,
-        rows_per_microbatch=settings.rows_per_microbatch or (1 if cuda else 8),
+        rows_per_microbatch=settings.rows_per_microbatch or max(1, MICROBATCH_TOKENS // length if alone else 1),
         rank=rank,
         num_ranks=num_ranks,
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         fixed_shapes=settings.compile or cuda,
         pin_memory=cuda,
     )
-
-
-def row_length(train: Examples | Joined, val: Examples | Joined | None, cuda: bool) -> int:
-    """Return the row length for `data.row_length=null`: the longest example's, and at least what a device likes.
-
-    On CPU attention is dense, its cost growing with the square of a row's length; on CUDA empty blocks are skipped and
-    long rows fill the device.
-    """
-    longest = max(int(e.lengths.max()) for e in (train, val) if e is not None)
-    return max(round_up(longest, 128), 4096 if cuda else 512)

@@ -21,10 +21,6 @@ LAYOUTS = ("tree", "packed", "padded")
 # opening word) are worth less than the freedom to fill rows well. Inside a row everything shared is shared.
 MIN_SHARED_TOKENS = 16
 
-# Row length at which dense attention costs as much as all else. Profiled on two cores, hidden 256, 6 layers: 24 % of a
-# step in rows of about 520 tokens. Wider models have it later; a wrong one only costs time.
-DENSE_TOKENS = 1600
-
 
 @dataclass(frozen=True)
 class Row:
@@ -50,8 +46,8 @@ class Row:
         return len(self.tokens)
 
 
-def lay_out(examples: Sequence[Example], layout: str, row_length: int, dense: bool = False) -> list[Row]:
-    """Return rows of at most `row_length` tokens that hold every example once; `dense` as for `pack`.
+def lay_out(examples: Sequence[Example], layout: str, row_length: int, num_ranks: int = 1) -> list[Row]:
+    """Return rows of at most `row_length` tokens that hold every example once; `num_ranks` as for `pack`.
 
     Raises: ValueError for an unknown layout, or an example longer than a row (names its id and length).
     """
@@ -61,14 +57,14 @@ def lay_out(examples: Sequence[Example], layout: str, row_length: int, dense: bo
     if layout == "padded":
         return [row([[e]]) for e in examples]
     if layout == "packed":
-        bins = pack([len(e) for e in examples], row_length, dense)
+        bins = pack([len(e) for e in examples], row_length, num_ranks)
         return [row([[examples[i]] for i in members]) for members in bins]
     if layout == "tree":
         units = shared_units(examples, row_length)
         # What all begin with (a BOS, a common word) takes room once a row: counted for each, a row of GSM8K ended 2 %
         # short of full. Units are in the order of their tokens, so the first and the last have in common what all have.
         common = common_prefix(units[0][0][0].tokens, units[-1][0][-1].tokens) if units else 0
-        bins = pack([size - common for _, size in units], row_length - common, dense)
+        bins = pack([size - common for _, size in units], row_length - common, num_ranks)
         return [row([sorted((e for i in members for e in units[i][0]), key=sort_key)]) for members in bins]
     raise ValueError(f"data.layout={layout}: expected one of {', '.join(LAYOUTS)}")
 
@@ -137,20 +133,24 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     return int(differ.argmax()) if differ.any() else n
 
 
-def pack(sizes: Sequence[int], capacity: int, dense: bool) -> list[list[int]]:
-    """Return bins of item indices, each at most `capacity` in size; if `dense`, those that take the least work.
+def pack(sizes: Sequence[int], capacity: int, num_ranks: int) -> list[list[int]]:
+    """Return bins of item indices, each at most `capacity` in size: the fewest; for several ranks as many for each.
 
-    Without: the fewest. With dense attention and all rows padded to the longest, shorter rows may be less work.
+    Of as many bins for each, those whose largest is the smallest: the slowest rank sets the pace.
     """
-    fewest = best_fit(sizes, capacity)
-    if not dense or not sizes:
-        return fewest
-
-    def work(bins: list[list[int]]) -> float:
-        longest = max(sum(sizes[i] for i in members) for members in bins)
-        return len(bins) * longest * (1 + longest / DENSE_TOKENS)
-
-    return min((fewest, *(best_fit(sizes, c) for c in range(max(sizes), capacity, 16))), key=work)
+    bins = best_fit(sizes, capacity)
+    if num_ranks == 1 or not bins:
+        return bins
+    most = -(-len(bins) // num_ranks) * num_ranks
+    low, high = max(sizes), capacity
+    while low < high:
+        middle = (low + high) // 2
+        tried = best_fit(sizes, middle)
+        if len(tried) <= most:
+            bins, high = tried, middle
+        else:
+            low = middle + 1
+    return bins
 
 
 def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:

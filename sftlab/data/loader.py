@@ -61,7 +61,7 @@ class Arranger:
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
         """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
-        rows = lay_out(examples, self.layout, self.row_length, dense=not self.fixed_shapes)
+        rows = lay_out(examples, self.layout, self.row_length, self.num_ranks)
         shares = deal([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
         multiple = round_up(self.row_length // NUM_LENGTHS, 128) if self.fixed_shapes else 16

@@ -13,6 +13,8 @@ import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from sftlab.models import blocks
+
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 Mask = Tensor | BlockMask
 MaskFn = Callable[[Tensor, Tensor, int | None], Mask]
@@ -48,7 +50,14 @@ def expect_shapes(num: int) -> None:
     config.recompile_limit = max(config.recompile_limit, num)
 
 
-MASKS: dict[str, MaskFn] = {"sdpa": boolean_mask, "flex_attention": block_mask}
+def cut_mask(reach: Tensor, position: Tensor, window: int | None = None) -> Tensor:
+    """Return the boolean mask with the rows' blocks on it, as an attribute, for `blocks.attend`."""
+    mask = boolean_mask(reach, position, window)
+    mask.blocks = blocks.blocks(mask, reach, position)  # type: ignore[attr-defined]
+    return mask
+
+
+MASKS: dict[str, MaskFn] = {"sdpa": boolean_mask, blocks.NAME: cut_mask, "flex_attention": block_mask}
 
 
 def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str, Mask]:

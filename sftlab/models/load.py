@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 DEMO = "asset://demo/model"
 INITS = ("pretrained", "random")
-ATTENTIONS = {"flex": "flex_attention", "sdpa": "sdpa"}
+ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa"}  # as transformers calls them
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Model:
         if self.init not in INITS:
             raise ValueError(f"model.init={self.init}: expected {' or '.join(INITS)}")
         if self.attention not in ("auto", *ATTENTIONS):
-            raise ValueError(f"model.attention={self.attention}: expected auto, {' or '.join(ATTENTIONS)}")
+            raise ValueError(f"model.attention={self.attention}: expected auto, flex, blocks or sdpa")
 
     def load_tokenizer(self) -> Any:
         """Return the tokenizer; an untrained hub model without a network makes do with the demo's, and says so."""
@@ -81,8 +81,13 @@ class Model:
                 setattr(config, key, 0.0)
         if self.attention == "flex" and device.type != "cuda":
             raise ValueError("model.attention=flex needs CUDA: FlexAttention has no backward on CPU. Use auto or sdpa")
-        auto = "flex" if device.type == "cuda" and takes_flex(config) else "sdpa"
-        config._attn_implementation = ATTENTIONS[auto if self.attention == "auto" else self.attention]
+        if self.attention == "blocks" and best_attention(config, device) != "blocks":
+            raise ValueError(
+                "model.attention=blocks is for a CPU, and for architectures whose SDPA transformers lets us stand in "
+                f"for; this is {config.model_type} on {device.type}. Use auto"
+            )
+        chosen = best_attention(config, device) if self.attention == "auto" else self.attention
+        config._attn_implementation = ATTENTIONS[chosen]
         return config
 
     def load_weights(self, config: "PreTrainedConfig", seed: int) -> "PreTrainedModel":
@@ -118,12 +123,15 @@ def skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
     return model.train()
 
 
-def takes_flex(config: "PreTrainedConfig") -> bool:
-    """Return whether transformers has the architecture for FlexAttention (not GPT-2, say)."""
+def best_attention(config: "PreTrainedConfig", device: torch.device) -> str:
+    """Return the fastest attention that transformers has the architecture for (GPT-2, say, takes no FlexAttention)."""
     from transformers import AutoModelForCausalLM
 
     architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return bool(getattr(architecture, "_supports_flex_attn", True))
+    if device.type == "cuda":
+        return "flex" if getattr(architecture, "_supports_flex_attn", True) else "sdpa"
+    needed = ("_supports_sdpa", "_supports_attention_backend")
+    return "blocks" if all(getattr(architecture, flag, False) for flag in needed) else "sdpa"
 
 
 def check_vocabulary(config: "PreTrainedConfig", tokenizer: Any) -> None:

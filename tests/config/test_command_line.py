@@ -184,7 +184,7 @@ def test_so_is_a_sweeps(name: str, refused: Refused) -> None:
         ("data.overlong=cut", "data.overlong=cut: expected one of error, drop, truncate"),
         ("data.limit=0", "data.limit=0 counts rows: expected at least 1"),
         ("model.init=rand", "model.init=rand: expected pretrained or random"),
-        ("model.attention=eager", "model.attention=eager: expected auto, flex or sdpa"),
+        ("model.attention=eager", "model.attention=eager: expected auto, flex, blocks or sdpa"),
         ("model=hf", "model.name_or_path"),
     ],
 )

@@ -13,8 +13,17 @@ from transformers.models.llama import modeling_llama
 from sftlab.data.batch import Batch, collate
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out, row, sort_key
+from sftlab.models import blocks
 from sftlab.models.scorer import Scorer
 from tests.support import tiny_llama
+
+SDPA = ("sdpa", blocks.NAME)
+
+
+@pytest.fixture(autouse=True)
+def cut_wherever_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its costs none of these small rows would be cut into blocks."""
+    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 0)
 
 
 def three_levels(seed: int = 0) -> list[Example]:
@@ -90,9 +99,9 @@ def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
     return max(float((ours[n] - g).norm() / g.norm()) for n, g in theirs.items())
 
 
-def double(**config: Any) -> Any:
+def double(attention: str = "sdpa", **config: Any) -> Any:
     model = tiny_llama(**config).double()
-    model.config._attn_implementation = "sdpa"
+    model.config._attn_implementation = attention
     return model
 
 
@@ -113,8 +122,11 @@ def test_gauntlet_15_the_example_is_what_it_says() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
-def test_gauntlet_15_a_forest_equals_separate_rows_with_transformers_norms(layout: str, tied: bool) -> None:
-    model, examples = double(tied=tied), three_levels()
+@pytest.mark.parametrize("attention", SDPA)
+def test_gauntlet_15_a_forest_equals_separate_rows_with_transformers_norms(
+    attention: str, layout: str, tied: bool
+) -> None:
+    model, examples = double(attention, tied=tied), three_levels()
     loss, gradients = separate(model, examples)
     ours, found, _ = forest(model, examples, layout)
     assert abs(ours - loss) < 1e-10
@@ -124,8 +136,9 @@ def test_gauntlet_15_a_forest_equals_separate_rows_with_transformers_norms(layou
 @pytest.mark.usefixtures("exact_norms_and_rotary")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
-def test_gauntlet_15_a_forest_equals_separate_rows_in_float64(layout: str, tied: bool) -> None:
-    model, examples = double(tied=tied), three_levels(1)
+@pytest.mark.parametrize("attention", SDPA)
+def test_gauntlet_15_a_forest_equals_separate_rows_in_float64(attention: str, layout: str, tied: bool) -> None:
+    model, examples = double(attention, tied=tied), three_levels(1)
     loss, gradients = separate(model, examples)
     ours, found, _ = forest(model, examples, layout)
     assert abs(ours - loss) < 1e-10
@@ -190,7 +203,7 @@ def logits(model: Any, examples: list[Example]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("kind", "attention"),
-    [(k, a) for k in MODELS for a in ("sdpa", "flex_attention") if (k, a) != ("gpt2", "flex_attention")],
+    [(k, a) for k in MODELS for a in (*SDPA, "flex_attention") if (k, a) != ("gpt2", "flex_attention")],
 )
 @pytest.mark.usefixtures("flex_without_a_compiler")
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
@@ -207,8 +220,9 @@ def test_gauntlet_12_an_edit_of_one_document_does_not_change_another_at_all(kind
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma3_text"])
-def test_gauntlet_12_a_branch_sees_its_ancestors_by_depth_and_no_sibling(kind: str) -> None:
-    model = model_of(kind, "sdpa")
+@pytest.mark.parametrize("attention", SDPA)
+def test_gauntlet_12_a_branch_sees_its_ancestors_by_depth_and_no_sibling(attention: str, kind: str) -> None:
+    model = model_of(kind, attention)
     stem = documents(1)[0].tokens[:20]
     branches = [np.concatenate([stem, d.tokens]) for d in documents(2)]
     examples = sorted((Example(b, np.zeros(len(b), bool), str(i)) for i, b in enumerate(branches)), key=sort_key)

@@ -47,6 +47,18 @@ def test_best_fit_and_deal() -> None:
     assert deal([5, 4, 3, 2], 2) == [[0, 3], [1, 2]]
 
 
+def test_several_ranks_get_as_many_rows_each_and_even_ones() -> None:
+    examples = random_examples(30, seed=3)
+    longest = max(map(len, examples))
+    for layout in ("tree", "packed"):
+        alone = lay_out(examples, layout, 512)
+        for num_ranks in (2, 3, 4):
+            rows = lay_out(examples, layout, 512, num_ranks)
+            assert len(alone) <= len(rows) <= -(-len(alone) // num_ranks) * num_ranks
+            assert max(map(len, rows)) - min(map(len, rows)) <= longest
+            assert sum(r.num_examples for r in rows) == len(examples)
+
+
 def test_a_beginning_that_all_share_takes_room_once_a_row() -> None:
     examples = []
     for i in range(40):

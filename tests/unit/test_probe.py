@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sftlab.models.load import DEMO, Model, takes_flex
+from sftlab.models.load import DEMO, Model, best_attention
 from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
 from tests.support import tiny_llama
@@ -154,5 +154,10 @@ def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, m
     assert len(losses) == 2 and losses[1] < losses[0]
 
 
-def test_flex_attention_is_chosen_where_transformers_has_it() -> None:
-    assert takes_flex(AutoConfig.for_model("llama")) and not takes_flex(AutoConfig.for_model("gpt2"))
+def test_the_best_attention_that_transformers_has_is_chosen() -> None:
+    cuda = torch.device("cuda")
+    llama, gpt2, oss = (AutoConfig.for_model(kind) for kind in ("llama", "gpt2", "gpt_oss"))
+    assert (best_attention(llama, cuda), best_attention(gpt2, cuda)) == ("flex", "sdpa")
+    assert (best_attention(llama, CPU), best_attention(oss, CPU)) == ("blocks", "sdpa"), "sinks are no SDPA's"
+    with pytest.raises(ValueError, match="attention=blocks is for a CPU"):
+        Model(DEMO, attention="blocks").load_config(cuda)

@@ -1,0 +1,126 @@
+"""Attention by blocks, for a CPU: SDPA of each tree of a row by itself, as dense SDPA takes no notice of an empty mask.
+
+A row is cut where branches begin. The tokens of a block see nothing outside of it but the ancestors of its first
+token; so `length * (ancestors + length)` pairs are computed for it, and not `length` times the row. On two cores this
+took 6.0 ms for a row of five trees of 211 tokens (8 heads of 32, forward and backward), dense 20.2 ms.
+"""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_by_blocks"
+
+# What a block costs beside its pairs, in pairs: 0.3 ms forward and backward, where 1,000 pairs took 0.024 ms.
+BLOCK_PAIRS = 12_000
+
+
+class Block(NamedTuple):
+    """Consecutive tokens of a row. `above` picks its ancestors, (a,), from the row's; `mask` is (length, a + length).
+
+    Without a mask it is a plain text with nothing above it: causal.
+    """
+
+    length: int
+    above: Tensor | None
+    mask: Tensor | None
+
+
+class RowBlocks(NamedTuple):
+    """The blocks of a row, in order; `ancestors` are the row indices of all tokens that some block has above it."""
+
+    ancestors: Tensor
+    blocks: tuple[Block, ...]
+
+
+def cut(position: NDArray[np.integer[Any]]) -> list[int]:
+    """Return where a row's blocks begin, and its end: the cuts with the least work, by dynamic programming.
+
+    A token has as many ancestors as its depth, `position`. Tokens at depth 0 side by side (padding) are not cut apart.
+    """
+    begins = (np.diff(position) != 1) & ((position[1:] > 0) | (position[:-1] > 0))
+    bounds = np.concatenate([[0], 1 + np.flatnonzero(begins), [len(position)]])
+    above = position[bounds[:-1]].astype(np.int64)
+    least, last = np.zeros(len(bounds)), np.zeros(len(bounds), np.int64)
+    for j in range(1, len(bounds)):
+        length = bounds[j] - bounds[:j]
+        work = least[:j] + length * (length + above[:j]) + BLOCK_PAIRS
+        last[j] = work.argmin()
+        least[j] = work[last[j]]
+    cuts = [len(bounds) - 1]
+    while cuts[-1]:
+        cuts.append(int(last[cuts[-1]]))
+    return [int(bounds[c]) for c in reversed(cuts)]
+
+
+def blocks(mask: Tensor, reach: Tensor, position: Tensor) -> list[RowBlocks]:
+    """Return the blocks of each row; `mask` (R, 1, T, T) is the rows' boolean mask, from which theirs are taken."""
+    made = []
+    for seen, ends, depth in zip(mask[:, 0], reach, position, strict=True):
+        index = torch.arange(len(ends))
+        bounds = cut(depth.numpy())
+        above = [index[:begin][ends[:begin] > begin] for begin in bounds[:-1]]
+        ancestors = torch.unique(torch.cat(above))
+        made.append(
+            RowBlocks(
+                ancestors,
+                tuple(
+                    block(torch.searchsorted(ancestors, own), seen[begin:end, torch.cat([own, index[begin:end]])])
+                    for (begin, end), own in zip(pairwise(bounds), above, strict=True)
+                ),
+            )
+        )
+    return made
+
+
+def block(above: Tensor, mask: Tensor) -> Block:
+    """Return the block of this mask."""
+    if len(above):
+        return Block(len(mask), above, mask)
+    return Block(len(mask), None, None if torch.equal(mask, torch.ones_like(mask).tril()) else mask)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attend as transformers' SDPA does, by the blocks that hang on the mask; where there are none, do what it does.
+
+    Shapes: query (R, H, T, D), key and value (R, G, T, D); the result (R, T, H, D). Compiled code takes the whole mask:
+    every step's blocks have other sizes, for each of which it would be compiled.
+    """
+    rows = getattr(attention_mask, "blocks", None)
+    if rows is None or torch.compiler.is_compiling() or not kwargs.keys().isdisjoint(("softcap", "position_bias")):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    attended = []
+    for q, k, v, row in zip(*(t.chunk(len(rows)) for t in (query, key, value)), rows, strict=True):
+        lengths = [b.length for b in row.blocks]
+        # Once a row: the backward of each selection from the row itself would write a gradient as long as the row.
+        above_k, above_v = (t.index_select(2, row.ancestors) for t in (k, v))
+        for qs, ks, vs, b in zip(*(t.split(lengths, 2) for t in (q, k, v)), row.blocks, strict=True):
+            if b.above is not None:
+                ks = torch.cat([above_k.index_select(2, b.above), ks], 2)
+                vs = torch.cat([above_v.index_select(2, b.above), vs], 2)
+            out = F.scaled_dot_product_attention(
+                qs,
+                ks,
+                vs,
+                attn_mask=b.mask,
+                dropout_p=kwargs.get("dropout", 0.0),
+                is_causal=b.mask is None,
+                scale=kwargs.get("scaling"),
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+            attended.append(out.transpose(1, 2))
+    return torch.cat(attended, 1).view(len(query), -1, *attended[0].shape[2:]), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for masks that are not ours
