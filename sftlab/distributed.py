@@ -19,6 +19,10 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
+# Below the ports from which Linux takes those of outgoing connections (32768 to 60999): Submitit's own choice, drawn
+# from 20000 to 60000, met one of these in a test run, and the job failed with EADDRINUSE.
+PORTS = range(20_000, 32_768)
+
 
 @dataclass(frozen=True)
 class World:
@@ -68,16 +72,22 @@ class World:
 
 
 def place() -> tuple[int, int, int]:
-    """Return (rank, size, local rank); under Submitit also set MASTER_ADDR and MASTER_PORT, which it alone knows."""
+    """Return (rank, size, local rank); under Submitit also set MASTER_ADDR, which it alone knows, and MASTER_PORT."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
     if "SUBMITIT_EXECUTOR" in os.environ:
         import submitit
 
         env = submitit.helpers.TorchDistributedEnvironment()
-        os.environ.update(MASTER_ADDR=env.master_addr, MASTER_PORT=str(env.master_port))
+        port = job_port(os.environ["SLURM_JOB_ID"]) if "SLURM_JOB_ID" in os.environ else env.master_port
+        os.environ.update(MASTER_ADDR=env.master_addr, MASTER_PORT=str(port))
         return env.rank, env.world_size, env.local_rank
     return 0, 1, 0
+
+
+def job_port(job_id: str) -> int:
+    """Return the port at which a job's ranks meet, another for each of the jobs that may share a node."""
+    return PORTS[int(job_id) % len(PORTS)]
 
 
 @contextmanager
