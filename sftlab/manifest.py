@@ -10,6 +10,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterable, Mapping
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ class RecordsOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class or constant that DCP's index consists of. Raises: UnpicklingError for anything else."""
+        if (module, name) == ("builtins", "getattr"):
+            return member  # how Python 3.11.0 to 3.11.3 pickle an enum's member
         known = module == "torch.distributed.checkpoint.metadata"
         constant = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
         other = (module, name) in {
@@ -139,6 +142,13 @@ class RecordsOnly(pickle.Unpickler):
         if "." in name or not (known or constant or other):
             raise pickle.UnpicklingError(f"a checkpoint's index asks for {module}.{name}: it is not one of ours")
         return super().find_class(module, name)
+
+
+def member(kind: Any, name: str) -> Any:
+    """Return the member `name` of an enum. Raises: UnpicklingError if `kind` is none."""
+    if not isinstance(kind, EnumType):
+        raise pickle.UnpicklingError(f"a checkpoint's index asks for {name} of {kind!r}: it is not one of ours")
+    return kind[name]
 
 
 class Planner(DefaultLoadPlanner):

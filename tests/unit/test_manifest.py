@@ -1,5 +1,6 @@
 """A checkpoint folder is whole or the file that is not is named; what is in it is never run."""
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -63,6 +64,31 @@ def test_a_file_shorter_than_its_tensors_completes_no_checkpoint(tmp_path: Path)
     with pytest.raises(manifest.Damaged, match=r"__0_0\.distcp has"):
         manifest.write(path, {"step": 1}, manifest.describe(path, ["__0_0.distcp", ".metadata"]))
     assert not (path / manifest.NAME).exists()
+
+
+class Attribute:
+    """What is pickled as Python 3.11.0 to 3.11.3 pickle an enum's member: the attribute of this name."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (getattr, self.arguments)
+
+
+def test_every_python_pickles_an_index_that_can_be_read(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    def read(what: object) -> object:
+        return manifest.RecordsOnly(io.BytesIO(pickle.dumps(what))).load()
+
+    for encoding in _MEM_FORMAT_ENCODING:
+        assert read(encoding) is encoding
+        assert read(Attribute(_MEM_FORMAT_ENCODING, encoding.name)) is encoding
+    with pytest.raises(pickle.UnpicklingError, match="__globals__ of"):
+        read(Attribute(Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"), "__globals__"))
+    with pytest.raises(KeyError):
+        read(Attribute(_MEM_FORMAT_ENCODING, "__class__"))
 
 
 class Evil:
