@@ -163,7 +163,7 @@ def warm(args: argparse.Namespace, folder: Path) -> None:
     for i in progress("starting", range(args.repeats + 1), args.repeats + 1):
         began = time.perf_counter()
         train = squad(path, tokenizer, limit=args.limit)
-        loader = Loader(train, Plan(train.groups, 64, i), Arranger("tree", 4096, 8, 0, 1, 0), train.lengths)
+        loader = Loader(train, Plan(train.groups, 64, i), Arranger("tree", 4096, 1, 0, 1, 0), train.lengths)
         report(train, None, loader.plan, loader.arranger, REPORTED_STEPS)
         next(loader.steps(1, 1))
         times.append(time.perf_counter() - began)
@@ -255,7 +255,7 @@ def padding(args: argparse.Namespace, folder: Path) -> None:
     made = Plan(train.groups, 64, 0, True, False)
     for layout in ("tree", "packed"):
         for fixed in (False, True):
-            each = Loader(train, made, Arranger(layout, 2048, 1 if fixed else 8, 0, 1, 0, fixed_shapes=fixed))
+            each = Loader(train, made, Arranger(layout, 2048, 1, 0, 1, 0, fixed_shapes=fixed))
             nodes = through = 0
             shapes = set()
             for s in progress(
@@ -284,7 +284,7 @@ def sharing(args: argparse.Namespace, folder: Path) -> None:
     train = squad(path, load_tokenizer(args.tokenizer), limit=args.limit)
     for grouped in (True, False):
         made = Plan(train.groups, 64, 0, True, grouped)
-        each = Loader(train, made, Arranger("tree", 4096, 8, 0, 1, 0))
+        each = Loader(train, made, Arranger("tree", 4096, 1, 0, 1, 0))
         sums = np.zeros(3)
         for s in progress(f"grouped {grouped}", range(1, made.steps_per_epoch + 1), made.steps_per_epoch):
             step = each.step(s)
@@ -312,6 +312,7 @@ class Bench:
 
         from sftlab.data.plan import Plan
         from sftlab.models.attention import expect_shapes
+        from sftlab.models.load import ATTENTIONS, best_attention
         from sftlab.models.scorer import Scorer
 
         self.examples, self.batch_size, self.torch = examples, args.batch_size, torch
@@ -324,7 +325,7 @@ class Bench:
             num_hidden_layers=args.layers, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096,
             tie_word_embeddings=True,
         )  # fmt: skip
-        config._attn_implementation = "flex_attention" if self.cuda else "sdpa"
+        config._attn_implementation = ATTENTIONS[best_attention(config, self.device)]
         if self.cuda:
             expect_shapes(32)
         torch.manual_seed(0)
@@ -336,10 +337,10 @@ class Bench:
     def loader(self, layout: str) -> Any:
         from sftlab.data.loader import Arranger, Loader
 
-        length = 4096 if self.cuda else max(512, -(-int(self.examples.lengths.max()) // 128) * 128)
-        arranger = Arranger(
-            layout, length, 1 if self.cuda else 8, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda
-        )
+        # As sftlab/build.py does: 4,096 tokens a microbatch.
+        longest = -(-int(self.examples.lengths.max()) // 128) * 128
+        length, rows = (longest, 4096 // longest) if layout == "padded" else (4096, 1)
+        arranger = Arranger(layout, length, rows, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda)
         return Loader(self.examples, self.plan, arranger, self.examples.lengths)
 
     def window(self, steps: Iterable[Any]) -> list[float]:
