@@ -140,7 +140,7 @@ def pack(sizes: Sequence[int], capacity: int, num_ranks: int) -> list[list[int]]
     """
     bins = best_fit(sizes, capacity)
     if num_ranks == 1 or not bins:
-        return bins
+        return bins  # full rows and one that is not: of even ones each would be padded to a fixed length
     most = -(-len(bins) // num_ranks) * num_ranks
     low, high = max(sizes), capacity
     while low < high:

@@ -53,7 +53,8 @@ def expect_shapes(num: int) -> None:
 def cut_mask(reach: Tensor, position: Tensor, window: int | None = None) -> Tensor:
     """Return the boolean mask with the rows' blocks on it, as an attribute, for `blocks.attend`."""
     mask = boolean_mask(reach, position, window)
-    mask.blocks = blocks.blocks(mask, reach, position)  # type: ignore[attr-defined]
+    rows = zip(mask[:, 0], reach, position, strict=True)
+    mask.blocks = [blocks.row_blocks(*row) for row in rows]  # type: ignore[attr-defined]
     return mask
 
 

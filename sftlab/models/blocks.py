@@ -61,24 +61,17 @@ def cut(position: NDArray[np.integer[Any]]) -> list[int]:
     return [int(bounds[c]) for c in reversed(cuts)]
 
 
-def blocks(mask: Tensor, reach: Tensor, position: Tensor) -> list[RowBlocks]:
-    """Return the blocks of each row; `mask` (R, 1, T, T) is the rows' boolean mask, from which theirs are taken."""
+def row_blocks(mask: Tensor, reach: Tensor, position: Tensor) -> RowBlocks:
+    """Return the blocks of one row; their masks are taken from `mask`, (T, T), the row's boolean one."""
+    index = torch.arange(len(reach))
+    bounds = cut(position.numpy())
+    above = [index[:begin][reach[:begin] > begin] for begin in bounds[:-1]]
+    ancestors = torch.unique(torch.cat(above))
     made = []
-    for seen, ends, depth in zip(mask[:, 0], reach, position, strict=True):
-        index = torch.arange(len(ends))
-        bounds = cut(depth.numpy())
-        above = [index[:begin][ends[:begin] > begin] for begin in bounds[:-1]]
-        ancestors = torch.unique(torch.cat(above))
-        made.append(
-            RowBlocks(
-                ancestors,
-                tuple(
-                    block(torch.searchsorted(ancestors, own), seen[begin:end, torch.cat([own, index[begin:end]])])
-                    for (begin, end), own in zip(pairwise(bounds), above, strict=True)
-                ),
-            )
-        )
-    return made
+    for (begin, end), own in zip(pairwise(bounds), above, strict=True):
+        seen = mask[begin:end, torch.cat([own, index[begin:end]])]
+        made.append(block(torch.searchsorted(ancestors, own), seen))
+    return RowBlocks(ancestors, tuple(made))
 
 
 def block(above: Tensor, mask: Tensor) -> Block:
