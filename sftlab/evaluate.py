@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab import command
-from sftlab.trained import Trained, resolve
+from sftlab.config import groups, start
+from sftlab.inference.trained_model import Trained, resolve
 
 OWN = "own"
 
@@ -34,15 +34,15 @@ def evaluate(cfg: DictConfig) -> None:
 
 def on_data(trained: Trained, given: Mapping[Any, Any], choice: str) -> None:
     """Measure the model, and its base where asked, on a data option; leave lines and scores, show a table."""
-    from sftlab.build import component
     from sftlab.data.example import Example
     from sftlab.data.store import fingerprint
-    from sftlab.decoding import Decoding
-    from sftlab.distributed import world
-    from sftlab.inference import Inference
-    from sftlab.measure import Measurement
-    from sftlab.run import quiet_libraries
-    from sftlab.scorecard import compare, show, write_report
+    from sftlab.inference.decoding import Decoding
+    from sftlab.inference.loaded_model import Inference
+    from sftlab.parallel.world import world
+    from sftlab.scoring.example_lines import Measurement
+    from sftlab.scoring.scores_json import compare, show, write_report
+    from sftlab.training.build import component
+    from sftlab.training.run import quiet_libraries
 
     own = choice == OWN
     if not given["data"]:
@@ -107,11 +107,11 @@ def on_tasks(trained: Trained, given: Mapping[Any, Any]) -> None:
 
     import torch
 
-    from sftlab.harness import run_tasks
-    from sftlab.inference import Inference
-    from sftlab.measure import write_lines
-    from sftlab.run import quiet_transformers
-    from sftlab.scorecard import compare, show, write_report
+    from sftlab.inference.loaded_model import Inference
+    from sftlab.scoring.example_lines import write_lines
+    from sftlab.scoring.lm_eval_harness import run_tasks
+    from sftlab.scoring.scores_json import compare, show, write_report
+    from sftlab.training.run import quiet_transformers
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tasks= runs in one process: start it without torchrun")
@@ -147,8 +147,8 @@ def own_name(trained: Trained) -> str:
             if key == "data":
                 return str(value)
     path = trained.config["data"].get("path")
-    for option in command.options("data"):
-        if yaml.safe_load((command.CONF / "data" / f"{option}.yaml").read_text(encoding="utf-8")).get("path") == path:
+    for option in groups.options("data"):
+        if yaml.safe_load((groups.CONF / "data" / f"{option}.yaml").read_text(encoding="utf-8")).get("path") == path:
             return option
     return "validation"
 
@@ -168,7 +168,7 @@ def offer_own_data(arguments: list[str]) -> None:
 def main() -> None:
     """Entry point."""
     offer_own_data(sys.argv[1:])
-    command.main(evaluate, "evaluate")
+    start.main(evaluate, "evaluate")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sftlab import command
+from sftlab.config import start
 
 
 def export(cfg: DictConfig) -> None:
     """Export one checkpoint of `run`, the newest without `step`; prints where it lies."""
-    from sftlab.manifest import PREFIX, complete
-    from sftlab.trained import export_checkpoint
+    from sftlab.checkpoints.manifest import PREFIX, complete
+    from sftlab.inference.trained_model import export_checkpoint
 
     run = Path(str(cfg.run)).expanduser()
     checkpoints = {int(p.name.removeprefix(PREFIX)): p for p in complete(run / "checkpoints")}
@@ -28,7 +28,7 @@ def export(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
-    command.main(export, "export")
+    start.main(export, "export")
 
 
 if __name__ == "__main__":

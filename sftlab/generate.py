@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab import command
+from sftlab.config import start
 
 DECODING = ("max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "seed")
 
@@ -26,11 +26,11 @@ def generate(cfg: DictConfig) -> None:
 
     import torch
 
-    from sftlab.build import component
-    from sftlab.decoding import Decoding
-    from sftlab.inference import Inference
-    from sftlab.run import quiet_transformers
-    from sftlab.trained import resolve
+    from sftlab.inference.decoding import Decoding
+    from sftlab.inference.loaded_model import Inference
+    from sftlab.inference.trained_model import resolve
+    from sftlab.training.build import component
+    from sftlab.training.run import quiet_transformers
 
     how = Decoding(**{key: given[key] for key in DECODING})
     trained = resolve(given["run"])
@@ -42,8 +42,8 @@ def generate(cfg: DictConfig) -> None:
     elif given["prompts"] is not None:
         answer(inference, format, given, how)
     else:
-        from sftlab.decoding import decode
-        from sftlab.prompts import request
+        from sftlab.inference.decoding import decode
+        from sftlab.inference.prompts import request
 
         fields = given["fields"] or {"prompt": text_of(given["prompt"])}
         if given["fields"] and format is None:
@@ -60,7 +60,7 @@ def text_of(prompt: str) -> str:
 
 def talk(inference: Any, given: dict[Any, Any], how: Any) -> None:
     """Hold a conversation, or answer one message."""
-    from sftlab.chat import converse, opening, show, stream, typed
+    from sftlab.inference.chat import converse, opening, show, stream, typed
 
     messages = opening(given["system"])
     inference.encode_chat(
@@ -75,7 +75,7 @@ def talk(inference: Any, given: dict[Any, Any], how: Any) -> None:
 
 def answer(inference: Any, format: Any, given: dict[Any, Any], how: Any) -> None:
     """Answer a file of prompts."""
-    from sftlab.prompts import answer_file, read_requests
+    from sftlab.inference.prompts import answer_file, read_requests
 
     requests = read_requests(inference, Path(given["prompts"]).expanduser(), format)
     settings = {key: given[key] for key in ("run", *DECODING) if key != "batch_size"}
@@ -86,7 +86,7 @@ def answer(inference: Any, format: Any, given: dict[Any, Any], how: Any) -> None
 
 def main() -> None:
     """Entry point."""
-    command.main(generate, "generate")
+    start.main(generate, "generate")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab import command
+from sftlab.config import start
 
 OWN = ("rows", "row", "step", "output", "picture")
 
@@ -28,12 +28,12 @@ def show(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     import torch
     from rich.console import Console
 
-    from sftlab.build import preview_parts
-    from sftlab.check import check
+    from sftlab.config.binding import check
     from sftlab.data.loader import Loader
+    from sftlab.data.painter import Painter, write_examples
     from sftlab.data.report import report
-    from sftlab.run import quiet_transformers
-    from sftlab.show import Painter, write_examples
+    from sftlab.training.build import preview_parts
+    from sftlab.training.run import quiet_transformers
 
     check(config)
     quiet_transformers()
@@ -62,7 +62,7 @@ def show(config: dict[str, Any], own: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Entry point."""
-    command.main(preview, "preview")
+    start.main(preview, "preview")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sftlab import command
 from sftlab.assets import SCHEME, locate
-from sftlab.trained import Trained, resolve
+from sftlab.config import start
+from sftlab.inference.trained_model import Trained, resolve
 
 BLANK = "..."
 
@@ -70,7 +70,7 @@ def example_prompt(trained: Trained) -> str:
     """
     if trained.format is None:
         return BLANK
-    from sftlab.build import component
+    from sftlab.training.build import component
 
     format = component("data.format", trained.format)
     assert trained.config is not None
@@ -127,7 +127,7 @@ def default_message(trained: Trained) -> str:
 
 def main() -> None:
     """Entry point."""
-    command.main(publish, "publish")
+    start.main(publish, "publish")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sftlab import command
-from sftlab.trained import Trained, resolve
+from sftlab.config import start
+from sftlab.inference.trained_model import Trained, resolve
 
 ENGINES = ("auto", "vllm", "transformers")
 
@@ -83,7 +83,7 @@ def with_transformers(cfg: DictConfig, trained: Trained, name: str, bound: Any) 
     import torch
     import transformers
 
-    from sftlab.inference import Inference
+    from sftlab.inference.loaded_model import Inference
     from sftlab.serving.app import make_app
     from sftlab.serving.engine import Engine
     from sftlab.serving.servers import TransformersServer
@@ -120,7 +120,7 @@ def dtype() -> str:
     """Return the dtype that `generate` computes in on this machine, so that answers agree."""
     import torch
 
-    from sftlab.parallel import compute_dtype
+    from sftlab.parallel.fsdp2 import compute_dtype
 
     return str(compute_dtype("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))).split(".")[1]
 
@@ -129,8 +129,8 @@ def introduce(
     url: str, name: str, prompt: str, server: Any, running: threading.Event, refused: list[str], began_s: float
 ) -> None:
     """Wait for the server, ask it one question and show the answer; stop it where it cannot answer."""
-    from sftlab.console import duration, short
     from sftlab.serving.servers import ask, wait_until_healthy
+    from sftlab.training.console import duration, short
 
     if not wait_until_healthy(url, running):
         return
@@ -162,7 +162,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    command.main(serve, "serve")
+    start.main(serve, "serve")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
 
-from sftlab import command
+from sftlab.config import errors, groups, start
 
 if TYPE_CHECKING:
-    from sftlab.comparison import Group
-    from sftlab.points import Point, Sweep
-    from sftlab.winner import Choice
+    from sftlab.sweeps.best_yaml import Choice
+    from sftlab.sweeps.points import Point, Sweep
+    from sftlab.sweeps.ranking import Group
 
 POLL_S = 2.0
 
@@ -30,7 +30,7 @@ def sweep(cfg: DictConfig) -> None:
         raise ValueError(f"retry={cfg.retry}: expected failed, or nothing")
     if cfg.score not in ("last", "best"):
         raise ValueError(f"score={cfg.score}: expected last or best")
-    from sftlab import tables
+    from sftlab.sweeps import tables
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     folder = Path(cfg.dir)
@@ -49,17 +49,18 @@ def sweep(cfg: DictConfig) -> None:
 
 def look(folder: Path) -> "Sweep":
     """Return a sweep as it is now. Raises: NoSlurm if its points are jobs and SLURM does not answer."""
-    from sftlab import jobs, points
+    from sftlab.launchers import squeue
+    from sftlab.sweeps import points
 
     record = points.read_record(folder)
     ids = [p["job_id"] for p in record.get("points", ()) if p.get("job_id")]
-    states = jobs.states(i for i in ids if i.split("_")[0].isdecimal())
+    states = squeue.states(i for i in ids if i.split("_")[0].isdecimal())
     return points.read(folder, record, states, () if record else planned(folder))
 
 
 def planned(folder: Path) -> list[list[str]]:
     """Return every point's overrides from the multirun.yaml that Hydra's sweeper leaves; none where there is none."""
-    from sftlab.points import read_yaml
+    from sftlab.sweeps.points import read_yaml
 
     written = read_yaml(folder / "multirun.yaml")
     if not written:
@@ -73,7 +74,7 @@ def planned(folder: Path) -> list[list[str]]:
 
 def watch(folder: Path, metric: str, console: Console) -> "Sweep":
     """Return once no point waits or runs, showing the table meanwhile. Ctrl-C ends the watching only."""
-    from sftlab import tables
+    from sftlab.sweeps import tables
 
     found = look(folder)
     try:
@@ -89,29 +90,29 @@ def watch(folder: Path, metric: str, console: Console) -> "Sweep":
 
 def answer(found: "Sweep", metric: str, score: str, report: bool, console: Console) -> None:
     """Show the ranking, what mattered and what is missing; write report.html and best.yaml."""
-    from sftlab import comparison, tables, winner
+    from sftlab.sweeps import best_yaml, ranking, tables
 
-    groups = comparison.ranked(found, metric, score)
+    groups = ranking.ranked(found, metric, score)
     if groups[0].mean is None:
         known = sorted({name for p in found.points for name in p.last if "/" in name})
         if known and metric not in known:
-            hint = command.nearest(metric, known)
+            hint = errors.nearest(metric, known)
             raise ValueError(f"metric={metric}: no point has it; {hint}there are {', '.join(known)}")
         console.print("\nno point has finished yet: no ranking")
     else:
         console.print()
         console.print(tables.ranking(found, groups, metric, score))
-        console.print(f"\n{comparison.verdict(groups)}")
-        for line in tables.importance(comparison.importance(groups), found):
+        console.print(f"\n{ranking.verdict(groups)}")
+        for line in tables.importance(ranking.importance(groups), found):
             console.print(line)
     for line in tables.failures(found):
         console.print(line, markup=False)
     if not report:
         return
-    from sftlab import report as page
+    from sftlab.sweeps import report as page
 
     if groups[0].best is not None:
-        file = winner.write(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
+        file = best_yaml.write(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
         console.print(
             f"\nthe winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})"
         )
@@ -136,25 +137,26 @@ def choices(point: "Point") -> "list[Choice]":
     """Return a point's overrides, their values parsed by Hydra's own grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from sftlab.points import read_yaml
-    from sftlab.winner import Choice
+    from sftlab.sweeps.best_yaml import Choice
+    from sftlab.sweeps.points import read_yaml
 
     config = read_yaml(point.folder / "config.yaml") or {}
     made = []
     for o in OverridesParser.create().parse_overrides(list(point.overrides)):
         key, value = o.key_or_group, o.value()
         chosen = "." not in key and isinstance(value, str) and isinstance(config.get(key), dict)
-        is_group = key == "experiment" or (command.CONF / key).is_dir() or chosen
+        is_group = key == "experiment" or (groups.CONF / key).is_dir() or chosen
         made.append(Choice(key, value, is_group, o.is_delete()))
     return made
 
 
 def cancel(found: "Sweep", console: Console) -> None:
     """Cancel every job that waits or runs."""
-    from sftlab import jobs, tables
+    from sftlab.launchers import squeue
+    from sftlab.sweeps import tables
 
     ids = [p.job_id for p in found.points if p.job_id and not tables.ended(p)]
-    jobs.cancel(ids)
+    squeue.cancel(ids)
     here = [p for p in found.points if not p.job_id and not tables.ended(p)]
     console.print(f"{len(ids)} jobs cancelled")
     if here:
@@ -163,7 +165,7 @@ def cancel(found: "Sweep", console: Console) -> None:
 
 def retry(found: "Sweep", console: Console) -> list[int]:
     """Run the points again that did not finish, by the launcher they had; return their numbers."""
-    from sftlab.points import UNFINISHED
+    from sftlab.sweeps.points import UNFINISHED
 
     if found.is_search:
         raise ValueError(
@@ -173,10 +175,10 @@ def retry(found: "Sweep", console: Console) -> list[int]:
     again = [p for p in found.points if p.state in UNFINISHED]
     console.print(f"{len(again)} of {len(found.points)} points did not finish" + (": again" if again else ""))
     if again and found.record.get("launcher", {}).get("_target_"):
-        from sftlab import launcher
+        from sftlab import launchers
 
         entries = {int(p["num"]): p for p in found.record["points"]}
-        launcher.submit([entries[p.num] for p in again], found.record["launcher"], found.folder)
+        launchers.submit([entries[p.num] for p in again], found.record["launcher"], found.folder)
     elif again:
         run_here(again, console)
     return [p.num for p in again]
@@ -184,8 +186,8 @@ def retry(found: "Sweep", console: Console) -> list[int]:
 
 def run_here(again: "Sequence[Point]", console: Console) -> None:
     """Run points in this process, one after another; one that fails does not keep the others from running."""
-    from sftlab.points import read_yaml
-    from sftlab.run import run
+    from sftlab.sweeps.points import read_yaml
+    from sftlab.training.run import run
 
     for p in again:
         console.print(f"point {p.num}: {' '.join(p.overrides)}", markup=False)
@@ -193,7 +195,7 @@ def run_here(again: "Sequence[Point]", console: Console) -> None:
         try:
             run(config, p.overrides)
         except Exception as error:
-            command.complain(f"point {p.num}: {command.explain(error, 'train')}")
+            errors.complain(f"point {p.num}: {errors.explain(error, 'train')}")
 
 
 def compose(point: "Point") -> dict[str, Any]:
@@ -203,7 +205,7 @@ def compose(point: "Point") -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+    with initialize_config_dir(str(groups.CONF), version_base="1.3"):
         config = compose("train", overrides=[*point.overrides, f"run_dir='{point.folder}'"])
     made = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(made, dict)
@@ -212,7 +214,7 @@ def compose(point: "Point") -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    command.main(sweep, "sweep")
+    start.main(sweep, "sweep")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab import command
+from sftlab.config import start
+from sftlab.config.overrides import point_dir, refuse_point_keys
 
 
 def train(cfg: DictConfig) -> float:
@@ -16,9 +17,9 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN:
-        command.refuse_point_keys(sys.argv)
-        cfg.run_dir = command.point_dir(Path(hydra.runtime.output_dir))
-    from sftlab.run import run
+        refuse_point_keys(sys.argv)
+        cfg.run_dir = point_dir(Path(hydra.runtime.output_dir))
+    from sftlab.training.run import run
 
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
@@ -27,7 +28,7 @@ def train(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Entry point."""
-    command.main(train, "train")
+    start.main(train, "train")
 
 
 if __name__ == "__main__":

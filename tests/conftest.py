@@ -46,7 +46,7 @@ def squad_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def one() -> Iterator[object]:
     """A world of one, joined once for a module and left after it: some tests run a whole command in this process."""
-    from sftlab.distributed import world
+    from sftlab.parallel.world import world
 
     with world() as here:
         yield here

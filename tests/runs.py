@@ -15,11 +15,11 @@ def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from sftlab import command
+    from sftlab.config import groups, overrides, start
 
-    OmegaConf.register_new_resolver("inside", command.inside, replace=True)
-    os.environ.setdefault(command.START_TIME, "now")
-    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+    OmegaConf.register_new_resolver("inside", overrides.inside, replace=True)
+    os.environ.setdefault(start.START_TIME, "now")
+    with initialize_config_dir(str(groups.CONF), version_base="1.3"):
         config = compose(
             "train",
             [
@@ -75,7 +75,7 @@ def _rank(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]]
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    from sftlab.run import run
+    from sftlab.training.run import run
 
     for i, config in enumerate(configs):
         os.environ["MASTER_PORT"] = str(ports[i])
@@ -94,7 +94,7 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
     import json
     import signal
 
-    from sftlab.trainer import Trainer
+    from sftlab.training.trainer import Trainer
 
     original = Trainer.train_step
     backward = Trainer.backward

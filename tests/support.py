@@ -148,7 +148,7 @@ def run_distributed(function: Callable[..., Any], ranks: int, *arguments: Any) -
 
 
 def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, arguments: Any) -> None:
-    from sftlab.distributed import world
+    from sftlab.parallel.world import world
 
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

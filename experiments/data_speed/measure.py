@@ -154,7 +154,7 @@ def warm(args: argparse.Namespace, folder: Path) -> None:
     from sftlab.data.loader import Arranger, Loader
     from sftlab.data.plan import Plan
     from sftlab.data.report import report
-    from sftlab.run import REPORTED_STEPS
+    from sftlab.training.run import REPORTED_STEPS
 
     path = squad_file(args.squad, folder, args.limit or 20_000)
     tokenizer = load_tokenizer(args.tokenizer)

@@ -27,10 +27,10 @@ import transformers
 
 from sftlab.assets import FOLDER as ASSETS
 from sftlab.data.formats.squad import Squad
-from sftlab.decoding import Decoding, Prompt, decode
-from sftlab.generation import Generator
-from sftlab.inference import Inference
-from sftlab.trained import resolve
+from sftlab.inference.decoding import Decoding, Prompt, decode
+from sftlab.inference.loaded_model import Inference
+from sftlab.inference.sharded import Generator
+from sftlab.inference.trained_model import resolve
 
 Answers = list[str]
 

@@ -27,7 +27,7 @@ def rank(path: str, barrier: mp.Barrier, before: mp.Array, after: mp.Array, me: 
     """Open the data and touch it all; note the PSS before and after, when all are there."""
     import datasets
 
-    import sftlab.build  # noqa: F401  what a rank imports
+    import sftlab.training.build  # noqa: F401  what a rank imports
     from sftlab.data.dataset import Data
     from sftlab.data.formats.squad import Squad
     from sftlab.data.plan import Plan

@@ -16,12 +16,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from sftlab import launcher
-from sftlab.check import check
-from sftlab.command import explain, point_dir, refuse_point_keys
-from sftlab.launcher.record import Sweep, read_json
-from sftlab.launcher.watch import come_back, failures, look, wait
-from sftlab.points import Point
+from sftlab import launchers
+from sftlab.config.binding import check
+from sftlab.config.errors import explain
+from sftlab.config.overrides import point_dir, refuse_point_keys
+from sftlab.sweeps.points import Point
+from sftlab.sweeps.record import Sweep, read_json
+from sftlab.sweeps.watch import come_back, failures, look, wait
 
 
 class Composer:
@@ -71,7 +72,7 @@ def launch(
         return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for _, o, _ in points]
     sweep = sweep.with_points(points)
     sweep.write()
-    launched = launcher.submit([{"num": num} for num in nums], options, sweep_dir)
+    launched = launchers.submit([{"num": num} for num in nums], options, sweep_dir)
     return outcomes(Sweep.read(sweep_dir), nums, queued=[p["job_id"] for p in launched if p["job_id"]])
 
 
@@ -96,7 +97,7 @@ def point(
 
 def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]], options: dict[str, Any]) -> None:
     """Show the script and the points; leave nothing behind but what was there."""
-    print(launcher.launcher(options).script(sweep, [num for num, _, _ in points], sweep.dir.absolute() / "code"))
+    print(launchers.launcher(options).script(sweep, [num for num, _, _ in points], sweep.dir.absolute() / "code"))
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
     (sweep.dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked

@@ -1,4 +1,4 @@
-"""The Hydra side of the launchers: compose every point, check it, and hand all of them to sftlab.launcher.
+"""The Hydra side of the launchers: compose every point, check it, and hand all of them to sftlab.launchers.
 
 Hydra accepts launchers from this namespace only. No `from __future__ import annotations` here: Hydra's plugin scan runs
 this file outside of sys.modules, where a dataclass would not find its own module.

@@ -14,10 +14,10 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.sftlab_launcher._compose import Composer, point
-from sftlab import launcher
-from sftlab.launcher.local import Local
-from sftlab.launcher.record import Sweep
-from sftlab.launcher.snapshot import snapshot
+from sftlab import launchers
+from sftlab.launchers.local import Local
+from sftlab.launchers.snapshot import snapshot
+from sftlab.sweeps.record import Sweep
 
 
 def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
@@ -26,8 +26,8 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
         import optuna  # noqa: F401
     except ImportError:
         raise ValueError("sweeper=optuna needs Optuna: pip install 'sftlab[optuna]'") from None
-    from sftlab.search import Search, Settings
-    from sftlab.trials import LocalTrials, SlurmTrials, Trials
+    from sftlab.sweeps.search import Search, Settings
+    from sftlab.sweeps.trials import LocalTrials, SlurmTrials, Trials
 
     launcher_node = OmegaConf.to_container(config.launcher, resolve=True)
     assert isinstance(launcher_node, dict)
@@ -45,8 +45,8 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
         Sweep.read(folder).with_points([point(config, compose, folder, num, [*fixed, *chosen])]).write()
 
     trials: Trials
-    if options.get("_target_", "sftlab.launcher.local.Local") == "sftlab.launcher.local.Local":
-        here = launcher.launcher(options) if options else Local(processes_per_node=1, parallel_points=1, dry_run=False)
+    if options.get("_target_", "sftlab.launchers.local.Local") == "sftlab.launchers.local.Local":
+        here = launchers.launcher(options) if options else Local(processes_per_node=1, parallel_points=1, dry_run=False)
         assert isinstance(here, Local)
         if here.dry_run:
             raise ValueError("launcher.dry_run=true: a search decides on its points as it goes, there is none to show")

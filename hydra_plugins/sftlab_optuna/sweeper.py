@@ -1,4 +1,4 @@
-"""The Hydra side of `sweeper=optuna`: hands the command line to the search in sftlab.search.
+"""The Hydra side of `sweeper=optuna`: hands the command line to the search in sftlab.sweeps.search.
 
 Hydra accepts sweepers from this namespace only, and imports this file for every command: nothing heavy at its top.
 """

@@ -281,7 +281,7 @@ def _load(name: str, key: str, subset: str | None = None, shown: str | None = No
     """`datasets.load_dataset`, with errors that say what can be done."""
     import datasets
 
-    from sftlab.hub import explain
+    from sftlab.common.hub import explain
 
     try:
         return datasets.load_dataset(name, subset, **options)

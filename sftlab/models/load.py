@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sftlab.assets import locate
-from sftlab.hub import explain
+from sftlab.common.hub import explain
 
 if TYPE_CHECKING:  # a sweep makes every point's Model at submission, and transformers takes 2 s to import
     from transformers import PreTrainedConfig, PreTrainedModel

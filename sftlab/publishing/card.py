@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sftlab.assets import SCHEME
-from sftlab.console import duration
 from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative, relative_tree
+from sftlab.training.console import duration
 
 TEMPLATE = Path(__file__).with_name("card.md")
 GROUPS = ("optim", "schedule", "peft", "parallel")

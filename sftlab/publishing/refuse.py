@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sftlab.common.secrets import SECRETS
 from sftlab.publishing.paths import ABSOLUTE
-from sftlab.secret import SECRETS
 
 STATE = re.compile(
     r"(^|/)(optimizer|optim|scheduler|rng_state|scaler|trainer_state|training_args|global_step|step_\d+|checkpoints?)"

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from sftlab.inference import Inference
+from sftlab.inference.loaded_model import Inference
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder returns for a character whose bytes are not all there yet
 

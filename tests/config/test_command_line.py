@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sftlab import command as shared
 from sftlab import train
+from sftlab.config import command as shared
 from tests.support import REPO, command
 
 Refused = Callable[..., str]
@@ -110,7 +110,7 @@ def test_completion_in_a_shell(tmp_path: Path) -> None:
         ("experiment=llama3_2_squad", "did you mean llama3_2_1b_squad?"),
         (
             "+trainer.max_step=3",
-            "trainer.max_step: sftlab.settings.TrainerSettings takes no such key; did you mean max_steps?",
+            "trainer.max_step: sftlab.training.settings.TrainerSettings takes no such key; did you mean max_steps?",
         ),
         ("+optim.bettas=[0,1]", "did you mean betas?"),
         ("+data.format.lowr=1", "data.format.lowr: "),
@@ -129,9 +129,9 @@ def test_gauntlet_28_an_unknown_key_on_the_command_line_is_an_error(argument: st
         ("max_steps: 3\n", "max_steps: no such key"),
         (
             "trainer:\n  max_stps: 3\n",
-            "trainer.max_stps: sftlab.settings.TrainerSettings takes no such key; did you mean max_steps?",
+            "trainer.max_stps: sftlab.training.settings.TrainerSettings takes no such key; did you mean max_steps?",
         ),
-        ("optim:\n  learning_rate: 1\n", "optim.learning_rate: sftlab.optim.adamw takes no such key"),
+        ("optim:\n  learning_rate: 1\n", "optim.learning_rate: sftlab.training.optim.adamw takes no such key"),
         ("schedule:\n  warm_up_steps: 1\n", "did you mean warmup_steps?"),
         ("data:\n  max_lenght: 64\n", "did you mean max_length?"),
         ("data:\n  format:\n    lower: true\n", "data.format.lower: sftlab.data.formats.squad.Squad takes no such key"),

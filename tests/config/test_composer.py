@@ -7,7 +7,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.sftlab_launcher._compose import Composer
-from sftlab.command import CONF, inside
+from sftlab.config.groups import CONF
+from sftlab.config.overrides import inside
 
 
 @pytest.mark.parametrize(

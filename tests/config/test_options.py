@@ -10,8 +10,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sftlab.check import check, check_node
-from sftlab.command import CONF, inside, options
+from sftlab.config.binding import check, check_node
+from sftlab.config.groups import CONF, options
+from sftlab.config.overrides import inside
 from sftlab.data.loader import Arranger
 from sftlab.data.plan import Plan
 from sftlab.models.load import Model, skeleton
@@ -88,9 +89,12 @@ def test_the_guides_recipe(tmp_path: Path) -> None:
     trainer, data = config["trainer"], config["data"]
     assert (trainer["batch_size"], trainer["rows_per_microbatch"], trainer["max_steps"]) == (80, 1, 100)
     assert (trainer["clip_grad_norm"], config["optim"]["lr"]) == (1.0, 1e-5)
-    assert (config["parallel"]["param_dtype"], config["parallel"]["_target_"]) == ("bfloat16", "sftlab.parallel.fsdp2")
+    assert (config["parallel"]["param_dtype"], config["parallel"]["_target_"]) == (
+        "bfloat16",
+        "sftlab.parallel.fsdp2.fsdp2",
+    )
     assert config["model"]["name_or_path"] == "meta-llama/Llama-3.2-1B"
-    assert config["schedule"]["_target_"] == "sftlab.schedule.constant"
+    assert config["schedule"]["_target_"] == "sftlab.training.schedule.constant"
 
     examples = random_examples(200, groups=40)
     plan = Plan(

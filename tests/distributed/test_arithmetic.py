@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from sftlab.checkpoints.hugging_face import fill
 from sftlab.data.batch import collate
 from sftlab.data.forest import deal, lay_out
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
-from sftlab.models.weights import fill
-from sftlab.optim import adamw
-from sftlab.parallel import fsdp2
-from sftlab.trainer import clip_gradients
+from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.training.optim import adamw
+from sftlab.training.trainer import clip_gradients
 from tests.support import random_examples, run_distributed, tiny_llama
 
 LLAMA3_ROPE = {

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sftlab import manifest
-from sftlab.checkpoint import Checkpoints
+from sftlab.checkpoints import manifest
+from sftlab.checkpoints.hugging_face import describe, export, fill
+from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out
 from sftlab.models import weights
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
-from sftlab.models.weights import describe, export, fill
-from sftlab.optim import adamw
-from sftlab.parallel import fsdp2
+from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.training.optim import adamw
 from tests.support import byte_tokenizer, random_examples, run_distributed, tiny_llama
 
 Left = dict[str, Any]

@@ -100,11 +100,12 @@ def test_a_killed_rank_ends_the_others_within_a_minute(
         assert summary["status"] == "failed" and "another rank has ended" in summary["error"]
 
 
-# The start time travels through torchrun's store (command.agree_on_start_time); here rank 0 keeps one.
+# The start time travels through torchrun's store (start.agree_on_start_time); here rank 0 keeps one.
 STORE = """
 import os, sys
-from sftlab import command, train
-command.agree_on_start_time = lambda multirun: None
+from sftlab import train
+from sftlab.config import start
+start.agree_on_start_time = lambda multirun: None
 main = train.main
 """
 

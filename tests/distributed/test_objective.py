@@ -8,20 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sftlab.console import Console
+from sftlab.checkpoints.hugging_face import fill
+from sftlab.common.metrics import Metrics
 from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.loader import Arranger, Loader, Step
 from sftlab.data.plan import Plan
-from sftlab.evaluation import LossEvaluator
-from sftlab.metrics import Metrics
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
-from sftlab.models.weights import fill
-from sftlab.parallel import fsdp2
-from sftlab.settings import TrainerSettings
-from sftlab.throughput import Throughput
-from sftlab.trainer import Trainer
+from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.training.console import Console
+from sftlab.training.settings import TrainerSettings
+from sftlab.training.throughput import Throughput
+from sftlab.training.trainer import Trainer
+from sftlab.training.validation import LossEvaluator
 from tests.support import random_examples, run_distributed, tiny_llama
 
 Gradients = dict[str, np.ndarray]
@@ -229,7 +229,7 @@ def test_gauntlet_26_tokens_effective_tokens_and_targets_are_three_numbers(one: 
                 assert s.num_nodes == sum(b.num_tokens for s in steps for b in s.microbatches)
             numbers[layout] = (through, steps[0].num_nodes)
             clock = iter([100.0, 102.0])
-            monkeypatch.setattr("sftlab.throughput.time.perf_counter", lambda clock=clock: next(clock))
+            monkeypatch.setattr("sftlab.training.throughput.time.perf_counter", lambda clock=clock: next(clock))
             meter = Throughput(Scorer(tiny_llama()), one)
             meter.add(steps[-1])
             rates = meter.read()

@@ -16,9 +16,9 @@ from tests.support import REPO
 
 GROUPS = ("model", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment", "sweeper")
 PROBE = """
-import json, sftlab, sftlab.command, hydra_plugins.sftlab_launcher.launcher as launcher
+import json, sftlab, sftlab.config.command, hydra_plugins.sftlab_launcher.launcher as launcher
 from sftlab.assets import FOLDER
-names = {"package": sftlab.__file__, "conf": sftlab.command.CONF, "plugin": launcher.__file__, "assets": FOLDER}
+names = {"package": sftlab.__file__, "conf": sftlab.config.command.CONF, "plugin": launcher.__file__, "assets": FOLDER}
 print(json.dumps({name: str(path) for name, path in names.items()}))
 """
 

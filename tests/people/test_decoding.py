@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
-from sftlab.decoding import Decoding, batches, decode
+from sftlab.inference.decoding import Decoding, batches, decode
 from sftlab.models.scorer import Scorer
 from tests.support import random_examples
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from sftlab.bootstrap import differences, scores_of
 from sftlab.data.example import Example
 from sftlab.data.formats.squad import Squad
-from sftlab.decoding import Decoding
-from sftlab.inference import Inference
-from sftlab.measure import Measurement, losses
-from sftlab.trained import resolve
+from sftlab.inference.decoding import Decoding
+from sftlab.inference.loaded_model import Inference
+from sftlab.inference.trained_model import resolve
+from sftlab.scoring.bootstrap import differences, scores_of
+from sftlab.scoring.example_lines import Measurement, losses
 from tests.people.conftest import Typed
 from tests.support import command, random_examples, read_jsonl
 

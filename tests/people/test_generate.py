@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sftlab.command import GIVEN, quote
+from sftlab.config.overrides import GIVEN, quote
 from sftlab.data.formats.squad import Squad
 from sftlab.data.render import Renderer
-from sftlab.inference import Inference
-from sftlab.prompts import request
-from sftlab.trained import resolve
+from sftlab.inference.loaded_model import Inference
+from sftlab.inference.prompts import request
+from sftlab.inference.trained_model import resolve
 from tests.people.conftest import Typed
 from tests.support import command, read_jsonl
 
@@ -43,7 +43,7 @@ def greedy(loaded: Inference, prompt: str, max_new_tokens: int) -> str:
 )
 def test_a_prompt_is_taken_literally(text: str, demo_run: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("sftlab.prompts.request", lambda *given: seen.append(given[1]) or request(*given))
+    monkeypatch.setattr("sftlab.inference.prompts.request", lambda *given: seen.append(given[1]) or request(*given))
     typed("generate", f"run={demo_run}", f"prompt={text}", "max_new_tokens=1")
     monkeypatch.setattr(sys, "stdin", io.StringIO(text + "\n"))
     typed("generate", f"run={demo_run}", "prompt=-", "max_new_tokens=1")
@@ -111,8 +111,8 @@ def test_a_text_file_is_a_prompt_a_line(demo_run: Path, typed: Typed, tmp_path: 
 
 
 def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab import chat
-    from sftlab.decoding import Decoding
+    from sftlab.inference.decoding import Decoding
+    from sftlab.inference.loaded_model import chat
 
     shown: list[str] = []
     asked: list[Any] = []

@@ -21,12 +21,12 @@ import torch
 from openai import OpenAI
 
 from sftlab.assets import FOLDER as ASSETS
-from sftlab.inference import Inference
+from sftlab.inference.loaded_model import Inference
+from sftlab.inference.trained_model import resolve
 from sftlab.serving.app import make_app
 from sftlab.serving.engine import Engine
 from sftlab.serving.protocol import UNSUPPORTED
 from sftlab.serving.servers import TransformersServer, bind, wait_until_healthy
-from sftlab.trained import resolve
 from tests.people.conftest import Typed
 from tests.support import REPO, command, read_jsonl
 

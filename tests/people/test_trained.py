@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.trained import resolve
+from sftlab.inference.trained_model import resolve
 
 
 def test_a_run_its_model_and_a_folder_from_elsewhere(demo_run: Path, model_folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from sftlab.data.plan import Plan
-from sftlab.schedule import cosine
+from sftlab.training.schedule import cosine
 from tests.support import read_jsonl, train
 
 LR, BATCH, STEPS = 3e-3, 6, 8  # 36 examples: the second epoch begins at step 7

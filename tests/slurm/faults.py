@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sftlab import schedule
+from sftlab.training import schedule
 
 
 def cosine(

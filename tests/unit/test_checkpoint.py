@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sftlab import checkpoint
+from sftlab.checkpoints import save_and_restore
 from sftlab.models.scorer import Scorer
-from sftlab.optim import adamw
-from sftlab.parallel import fsdp2
+from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.training.optim import adamw
 from tests.support import tiny_llama
 
 
@@ -25,9 +25,9 @@ class SlowToEnd(Future[None]):
 
 def test_a_save_that_was_waited_for_leaves_no_thread(one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that outlives its save may be the last to let go of the process groups: SIGABRT in a rank's exit."""
-    monkeypatch.setattr(checkpoint, "Future", SlowToEnd)
+    monkeypatch.setattr(save_and_restore, "Future", SlowToEnd)
     scorer = fsdp2(Scorer(tiny_llama()), one, param_dtype="float32")
-    checkpoints = checkpoint.Checkpoints(tmp_path, 1, one, lambda text: None)
+    checkpoints = save_and_restore.Checkpoints(tmp_path, 1, one, lambda text: None)
     checkpoints.save(1, scorer, adamw(scorer, lr=1e-3), {"score": None})
     assert "checkpoint" in [t.name for t in threading.enumerate()]
     checkpoints.wait()

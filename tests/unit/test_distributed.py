@@ -1,6 +1,6 @@
 """Where ranks meet."""
 
-from sftlab.distributed import job_port
+from sftlab.parallel.world import job_port
 
 
 def test_jobs_that_follow_each_other_meet_at_other_ports() -> None:

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.launcher import launcher
-from sftlab.launcher.job import Stalled, note_attempt
-from sftlab.launcher.record import Sweep, differing
-from sftlab.launcher.slurm import clean_environment
-from sftlab.launcher.snapshot import own_packages, snapshot
-from sftlab.metrics import read_metrics
-from sftlab.rundir import note_failure
+from sftlab.common.metrics import read_metrics
+from sftlab.common.run_directory import note_failure
+from sftlab.launchers import launcher
+from sftlab.launchers.job import Stalled, note_attempt
+from sftlab.launchers.slurm import clean_environment
+from sftlab.launchers.snapshot import own_packages, snapshot
+from sftlab.sweeps.record import Sweep, differing
 from tests.support import command
 
 
 def options(**changes: object) -> dict[str, object]:
     import yaml
 
-    from sftlab.command import CONF
+    from sftlab.config.groups import CONF
 
     defaults = yaml.safe_load((CONF / "launcher/slurm.yaml").read_text())["launcher"]
     return {**defaults, **changes}

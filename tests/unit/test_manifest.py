@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftlab import manifest
-from sftlab.manifest import complete
+from sftlab.checkpoints import manifest
+from sftlab.checkpoints.manifest import complete
 
 
 def whole(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sftlab.models.scorer import Scorer
-from sftlab.optim import adamw
+from sftlab.training.optim import adamw
 from tests.support import tiny_llama
 
 

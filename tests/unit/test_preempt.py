@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sftlab.preempt import STOPPED, StopSignal
+from sftlab.training.preempt import STOPPED, StopSignal
 from tests.support import REPO, run_distributed
 
 
@@ -103,8 +103,8 @@ def test_gauntlet_29_forked_workers_ignore_the_signals(one: Any) -> None:
 
 def test_a_second_ctrl_c_ends_at_once_and_one_passed_on_twice_does_not() -> None:
     code = (
-        "import time, sftlab.preempt as p\n"
-        "from sftlab.distributed import world\n"
+        "import time, sftlab.training.preempt as p\n"
+        "from sftlab.parallel.world import world\n"
         "with world() as here, p.StopSignal(here, 'again'):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(30)\n"

@@ -15,8 +15,8 @@ from sftlab import preview
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out, row, sort_key
 from sftlab.data.loader import Arranger, Loader
+from sftlab.data.painter import Painter, predicted, segments
 from sftlab.data.plan import Plan
-from sftlab.show import Painter, predicted, segments
 from tests.support import byte_tokenizer, make_squad_file, random_examples, read_jsonl
 
 Show = Callable[..., str]
@@ -114,7 +114,7 @@ def test_rows_are_shown_with_what_is_supervised_and_any_row_by_number(show: Show
 
 
 def test_colours_mark_what_is_supervised() -> None:
-    from sftlab.show import SPECIAL, SUPERVISED
+    from sftlab.data.painter import SPECIAL, SUPERVISED
 
     tok = byte_tokenizer()
     painter = Painter(Console(), tok)

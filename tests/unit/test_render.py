@@ -18,7 +18,7 @@ from sftlab.data.formats.squad import Squad
 from sftlab.data.formats.text import PlainText
 from sftlab.data.render import Renderer
 from sftlab.data.template import prepare
-from sftlab.inference import Inference
+from sftlab.inference.loaded_model import Inference
 from tests.kinds import KINDS, MARKED, TEMPLATES, expected, pieces, tokenizer
 
 HAS_BOS = ("llama3", "sentencepiece")

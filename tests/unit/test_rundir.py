@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sftlab import rundir
-from sftlab.rundir import RunDirError, claim
+from sftlab.common import run_directory
+from sftlab.common.run_directory import RunDirError, claim
 
 CONFIG: dict[str, Any] = {
     "name": "sft",
@@ -38,7 +38,7 @@ def changed(**keys: Any) -> dict[str, Any]:
 def run_dir(tmp_path: Path) -> Path:
     """A run that was killed after its first checkpoint."""
     folder = tmp_path / "run"
-    assert claim(folder, CONFIG, ["seed=0"]) == rundir.Claim()
+    assert claim(folder, CONFIG, ["seed=0"]) == run_directory.Claim()
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     checkpoint = folder / "checkpoints/step_00000001"
     checkpoint.mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_other_mathematics_is_refused_with_a_table_and_nothing_is_touched(
     assert row in str(refused.value) and "resume_anyway=true" in str(refused.value) and "there" in str(refused.value)
     assert content(run_dir) == before
     claim(run_dir, changed(**{key: value}, resume_anyway=True), [])
-    assert rundir.read_config(run_dir)[key.split("__")[0]] == changed(**{key: value})[key.split("__")[0]]
+    assert run_directory.read_config(run_dir)[key.split("__")[0]] == changed(**{key: value})[key.split("__")[0]]
 
 
 def test_hardware_logging_and_cadence_may_change(run_dir: Path) -> None:
@@ -81,8 +81,8 @@ def test_hardware_logging_and_cadence_may_change(run_dir: Path) -> None:
         "trainer__log_every": 5, "trainer__save_every": 3, "trainer__deterministic": True, "data__layout": "packed",
         "parallel__replicate": 2, "model__attention": "sdpa", "name": "other", "launcher": {"nodes": 2},
     }  # fmt: skip
-    assert claim(run_dir, changed(**free), []) == rundir.Claim()
-    assert rundir.read_config(run_dir)["trainer"]["log_every"] == 5
+    assert claim(run_dir, changed(**free), []) == run_directory.Claim()
+    assert run_directory.read_config(run_dir)["trainer"]["log_every"] == 5
 
 
 def test_never_refuses_and_touches_nothing(run_dir: Path) -> None:
@@ -93,9 +93,9 @@ def test_never_refuses_and_touches_nothing(run_dir: Path) -> None:
 
 
 def test_a_finished_run_is_found_finished(run_dir: Path) -> None:
-    rundir.write_summary(run_dir, {"status": "finished", "score": 1.0, "steps": 100})
+    run_directory.write_summary(run_dir, {"status": "finished", "score": 1.0, "steps": 100})
     assert claim(run_dir, CONFIG, []).finished == {"status": "finished", "score": 1.0, "steps": 100}
-    rundir.write_summary(run_dir, {"status": "stopped"})
+    run_directory.write_summary(run_dir, {"status": "stopped"})
     assert claim(run_dir, CONFIG, []).finished is None
 
 
@@ -114,11 +114,11 @@ def test_a_run_that_failed_before_its_first_step_blocks_no_second_try(tmp_path: 
     claim(folder, changed(data__path="typo.jsonl"), [])
     with pytest.raises(RunDirError):  # it may be at work
         claim(folder, CONFIG, [])
-    rundir.note_failure(folder, 0, FileNotFoundError("data.path=typo.jsonl: no such file or folder"))
-    assert claim(folder, changed(resume="never"), []) == rundir.Claim()
-    assert rundir.read_config(folder)["data"]["path"] == "x.jsonl"
+    run_directory.note_failure(folder, 0, FileNotFoundError("data.path=typo.jsonl: no such file or folder"))
+    assert claim(folder, changed(resume="never"), []) == run_directory.Claim()
+    assert run_directory.read_config(folder)["data"]["path"] == "x.jsonl"
     (folder / "metrics.jsonl").write_text('{"step": 0}\n')
-    rundir.note_failure(folder, 0, ValueError("later"))
+    run_directory.note_failure(folder, 0, ValueError("later"))
     with pytest.raises(RunDirError):
         claim(folder, changed(seed=5), [])
 
@@ -127,7 +127,7 @@ def test_elsewhere_is_a_run_or_a_checkpoint_of_the_same_mathematics(tmp_path: Pa
     checkpoint = run_dir / "checkpoints/step_00000001"
     for i, source in enumerate((run_dir, checkpoint)):
         found = claim(tmp_path / f"new{i}", changed(resume=str(source)), [])
-        assert found == rundir.Claim(source=source)
+        assert found == run_directory.Claim(source=source)
     with pytest.raises(RunDirError, match="expected auto, never, a run's directory or a checkpoint"):
         claim(tmp_path / "new", changed(resume=str(tmp_path / "nowhere")), [])
     with pytest.raises(RunDirError, match=r"seed  0 +1"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sftlab.schedule import constant, cosine, linear, wsd
+from sftlab.training.schedule import constant, cosine, linear, wsd
 
 SCHEDULES = [constant, linear, cosine, wsd]
 Schedule = Callable[..., float]

@@ -18,9 +18,9 @@ optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not i
 
 from hydra_plugins.sftlab_optuna._search import split  # noqa: E402
 from sftlab import points  # noqa: E402
-from sftlab.launcher.record import Sweep  # noqa: E402
-from sftlab.search import Search, Settings  # noqa: E402
-from sftlab.trials import LocalTrials, birth  # noqa: E402
+from sftlab.sweeps.record import Sweep  # noqa: E402
+from sftlab.sweeps.search import Search, Settings  # noqa: E402
+from sftlab.sweeps.trials import LocalTrials, birth  # noqa: E402
 from tests.support import REPO, command  # noqa: E402
 
 SPACE = "optim.lr=tag(log,interval(1e-5,1e-1))"
@@ -90,7 +90,7 @@ def make_search(folder: Path, n_trials: int, trials: Any = None, space: str = SP
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sftlab.search.POLL_S", 0.001)
+    monkeypatch.setattr("sftlab.sweeps.search.POLL_S", 0.001)
 
 
 def test_space_is_hydras_grammar() -> None:

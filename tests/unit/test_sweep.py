@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sftlab import comparison, points, report
-from sftlab.jobs import Job
+from sftlab.launchers.squeue import Job
 from sftlab.sweep import about, choices, look
-from sftlab.tables import failures, status
+from sftlab.sweeps import points, ranking, report
+from sftlab.sweeps.tables import failures, status
 from tests.support import command, make_squad_file, read_jsonl
 
 
@@ -126,7 +126,7 @@ def test_no_sweep_is_said(tmp_path: Path) -> None:
 
 def test_ranking_groups_seeds(tmp_path: Path) -> None:
     found = look(make_grid(tmp_path))
-    groups = comparison.ranked(found, "val/loss")
+    groups = ranking.ranked(found, "val/loss")
     assert len(groups) == 6 and groups[0].settings == {"optim.lr": "0.001", "trainer.batch_size": "32"}
     for g in groups:
         scores = [last_in_metrics(tmp_path / str(p.num), "val/loss") for p in g.points]
@@ -140,8 +140,8 @@ def test_ranking_groups_seeds(tmp_path: Path) -> None:
 
 def test_ranking_higher_is_better_and_best_of_run(tmp_path: Path) -> None:
     found = look(make_grid(tmp_path))
-    assert comparison.ranked(found, "val/f1")[0].settings["optim.lr"] == "0.001"
-    by_best = comparison.ranked(found, "val/loss", "best")
+    assert ranking.ranked(found, "val/f1")[0].settings["optim.lr"] == "0.001"
+    by_best = ranking.ranked(found, "val/loss", "best")
     seen = [line["val/loss"] for line in read_jsonl(tmp_path / "12" / "metrics.jsonl") if "val/loss" in line]
     group = next(g for g in by_best if 12 in [p.num for p in g.points])
     assert dict((p.num, s) for p, s in group.scored)[12] == min(seen) < seen[-1]
@@ -152,14 +152,14 @@ def test_unfinished_and_pruned_points_have_no_score(tmp_path: Path) -> None:
     (tmp_path / "10" / "summary.json").unlink()  # the winner's best seed
     record = {"points": [{"num": 9, "overrides": ["optim.lr=0.001", "seed=0"], "run_dir": "9", "pruned": True}]}
     found = points.read(tmp_path, record)
-    group = next(g for g in comparison.ranked(found, "val/loss") if 10 in [p.num for p in g.points])
+    group = next(g for g in ranking.ranked(found, "val/loss") if 10 in [p.num for p in g.points])
     assert [p.num for p, _ in group.scored] == [11] and not group.complete
     assert found.points[9].state == "pruned"
 
 
 def test_importance_adds_up_on_a_grid(tmp_path: Path) -> None:
     found = look(make_grid(tmp_path))
-    result = comparison.importance(comparison.ranked(found, "val/loss"))
+    result = ranking.importance(ranking.ranked(found, "val/loss"))
     shares = {s.name: s.share for s in result.shares}
     assert result.num_scores == 18 and result.noise is not None
     assert sum(shares.values()) + result.noise == pytest.approx(1)  # additive by construction: no interaction
@@ -172,21 +172,21 @@ def test_importance_adds_up_on_a_grid(tmp_path: Path) -> None:
 
 
 def test_importance_of_continuous_values_is_by_quarters() -> None:
-    levels = comparison.levels_of([str(10**-i) for i in range(8)])
+    levels = ranking.levels_of([str(10**-i) for i in range(8)])
     assert len(set(levels)) == 4 and levels[7] == levels[6] == "1e-07 to 1e-06"
-    assert comparison.levels_of(["1", "2", "1"]) == ["1", "2", "1"]
-    assert comparison.levels_of([*"abcdefgh"]) == [*"abcdefgh"]
+    assert ranking.levels_of(["1", "2", "1"]) == ["1", "2", "1"]
+    assert ranking.levels_of([*"abcdefgh"]) == [*"abcdefgh"]
 
 
 def test_verdict_measures_by_the_seeds_noise(tmp_path: Path) -> None:
-    groups = comparison.ranked(look(make_grid(tmp_path)), "val/loss")
-    assert "behind" in comparison.verdict(groups) and "standard errors" in comparison.verdict(groups)
-    alone = comparison.ranked(look(make_grid(tmp_path / "b", seeds=1)), "val/loss")
-    assert "Without several seeds" in comparison.verdict(alone)
+    groups = ranking.ranked(look(make_grid(tmp_path)), "val/loss")
+    assert "behind" in ranking.verdict(groups) and "standard errors" in ranking.verdict(groups)
+    alone = ranking.ranked(look(make_grid(tmp_path / "b", seeds=1)), "val/loss")
+    assert "Without several seeds" in ranking.verdict(alone)
     for num in (0, 1):
         make_point(tmp_path / "c", num, [f"optim.lr={num}"], [3.0, 2.0, 1.0])
     same = look(tmp_path / "c")
-    assert comparison.verdict(comparison.ranked(same, "val/loss")) == "The next best has the same score."
+    assert ranking.verdict(ranking.ranked(same, "val/loss")) == "The next best has the same score."
     assert [c.header for c in status(same, "train/loss").columns].count("train/loss") == 1
 
 
@@ -199,7 +199,7 @@ def embedded(page: str) -> dict[str, Any]:
 
 def make_report(folder: Path, metric: str = "val/loss") -> str:
     found = look(folder)
-    return report.write(found, comparison.ranked(found, metric), metric).read_text()
+    return report.write(found, ranking.ranked(found, metric), metric).read_text()
 
 
 def test_every_figure_of_the_report_is_in_metrics(tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ def test_best_yaml_writes_groups_and_values(tmp_path: Path) -> None:
     ]
     make_point(tmp_path, 0, overrides, [3.0, 2.0, 1.0])
     found = look(tmp_path)
-    from sftlab import winner
+    from sftlab.sweeps import best_yaml
 
-    group = comparison.ranked(found, "val/loss")[0]
-    text = winner.write(tmp_path, choices(found.points[0]), about(group, found, "val/loss", "last")).read_text()
+    group = ranking.ranked(found, "val/loss")[0]
+    text = best_yaml.write(tmp_path, choices(found.points[0]), about(group, found, "val/loss", "last")).read_text()
     assert text.startswith("# @package _global_\n") and "point 0, last val/loss 1.0" in text
     assert f"--config-dir {tmp_path} experiment=best '~tracker'" in text
     assert yaml.safe_load(text) == {
@@ -353,7 +353,7 @@ def test_from_sweep_to_answer_and_back(tmp_path: Path, model_folder: Path, squad
     assert again.returncode == 0, again.stderr
     assert [p.state for p in look(folder).points] == ["finished", "finished"]
 
-    winner = comparison.ranked(look(folder), "val/loss")[0].best
+    winner = ranking.ranked(look(folder), "val/loss")[0].best
     assert winner is not None
     best = command("train", "--config-dir", "sweeps/s", "experiment=best", "run_dir=again", cwd=tmp_path)
     assert best.returncode == 0, best.stderr

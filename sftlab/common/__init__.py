@@ -1,0 +1,1 @@
+"""What every room may use: the run directory, files, metrics, secrets, the hub, words."""

@@ -1,0 +1,104 @@
+"""Metrics: what a run measured, one JSON object a line, and what the last line and the best were.
+
+`metrics.jsonl` is written by rank 0 and flushed as it is written; trackers get the same numbers. Losses are in nats per
+target, times in wall seconds since the first step began.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sftlab.common.trackers import Tracker
+
+SAMPLES = "samples.jsonl"  # generated answers, beside metrics.jsonl
+
+
+class Metrics:
+    """The numbers of a run, on rank 0; on other ranks `path` is None and nothing is written."""
+
+    def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
+        self.trackers = trackers
+        self.path = path
+        self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self._file = path.open("a", encoding="utf-8") if path else None
+
+    def cut(self, step: int) -> None:
+        """Leave out what was written of steps after `step`, and a torn last line; remember the rest.
+
+        A run begins with this: from step k with what it knew then, from step 0 (`step=0`) with nothing.
+        """
+        if self.path is None or self._file is None:
+            return
+        self._file.close()
+        cut_lines(self.path.with_name(SAMPLES), step)
+        kept = cut_lines(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self.last, self.best = {}, {}
+        for line in kept:
+            self._remember(line)
+        for tracker in self.trackers:
+            tracker.cut(step)
+
+    def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        """Write one line, in full precision, once."""
+        line = {"step": step, "time_s": time_s, **values}
+        self._remember(line)
+        if self._file is None:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for tracker in self.trackers:
+            tracker.write(step, values)
+
+    def samples(self, step: int, samples: Sequence[Any]) -> None:
+        """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object a line."""
+        if self._file is None or not samples:
+            return
+        with Path(self._file.name).with_name(SAMPLES).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **asdict(s)}) + "\n" for s in samples)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Hand a text to the trackers."""
+        for tracker in self.trackers:
+            tracker.text(step, name, text)
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _remember(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self.last[name] = value
+            if "/" in name and math.isfinite(value):
+                choose = min if lower_is_better(name) else max
+                self.best[name] = choose(self.best.get(name, value), value)
+
+
+def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Leave in a file of lines those of steps up to `step`, none for step 0, and return them."""
+    kept = [line for line in read_metrics(path) if step and line["step"] <= step]
+    if path.exists():
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(path)
+    return kept
+
+
+def lower_is_better(name: str) -> bool:
+    """Return whether smaller values of a metric are better ones."""
+    return name.endswith(("loss", "perplexity", "grad_norm", "peak_gib"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; none if it is not there, and a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]

@@ -1,0 +1,55 @@
+"""Whether a config's parts bind: every key is one that its constructor takes. Builds nothing and reads no data.
+
+Apart from build.py because a sweep checks every point before it is queued, and building imports several times as much.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+
+from sftlab.common import secrets
+from sftlab.config.errors import nearest, unknown_key
+from sftlab.config.groups import keys_of_option
+
+COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
+KEYS = (*COMPONENTS, "launcher", "sweeper", "seed", "name", "run_dir", "resume", "resume_anyway")
+RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a key or value that no constructor takes, wherever written; builds nothing heavy."""
+    for key in config:
+        if key not in KEYS:
+            raise ValueError(f"{key}: no such key; {nearest(key, KEYS)}".rstrip("; "))
+    secrets.refuse(config)
+    for name in COMPONENTS:
+        check_node(name, config[name])
+    launcher = config["launcher"] or {}
+    check_node("launcher", launcher)
+    if "_target_" not in launcher:  # launcher=none, or a value put beside it
+        for key in launcher:
+            raise ValueError(unknown_key(f"launcher.{key}", keys_of_option("launcher", "slurm")))
+    instantiate({name: config[name] for name in COMPONENTS}, _convert_="all")  # their own checks of values
+
+
+def check_node(path: str, node: Any) -> None:
+    """Bind a node's keys to the signature of its target, and those of the nodes in it."""
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        signature = inspect.signature(get_object(node["_target_"]))
+        taken = signature.parameters
+        for key in node:
+            if key not in RESERVED and key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+                raise ValueError(
+                    f"{path}.{key}: {node['_target_']} takes no such key; {nearest(key, taken)}".rstrip("; ")
+                )
+        bind = signature.bind_partial if node.get("_partial_") else signature.bind
+        try:
+            bind(**{k: v for k, v in node.items() if k not in RESERVED})
+        except TypeError as error:
+            raise ValueError(f"{path}: {node['_target_']}: {error}") from None
+    for key, value in node.items():
+        check_node(f"{path}.{key}", value)

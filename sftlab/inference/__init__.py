@@ -1,0 +1,1 @@
+"""A trained model that answers: loaded from what `run=` names, prompted, decoded."""

@@ -1,0 +1,79 @@
+"""Chat: a conversation in the terminal, the answer shown as it is made."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from transformers import TextStreamer
+
+from sftlab.inference.decoding import Decoding, decode
+from sftlab.inference.loaded_model import Inference
+
+
+def stream(inference: Inference, messages: list[dict[str, str]], how: Decoding, show: Callable[[str], None]) -> str:
+    """Return the assistant's next turn, its words given to `show` as soon as they are whole."""
+    streamer = Streamer(inference.tokenizer, show)
+    prompt = inference.encode_chat(messages)
+    ends = inference.turn_ends()
+    ((_, tokens),) = decode(inference.scorer, [prompt], how, ends, on_token=lambda _, token: streamer.add(token))
+    streamer.end()
+    return inference.text(tokens)
+
+
+class Streamer(TextStreamer):  # type: ignore[misc]
+    """transformers' detokeniser of a stream (words appear when they are whole), with the text given to `show`."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self.show = show
+
+    def add(self, token: int) -> None:
+        """Take one more token."""
+        import torch
+
+        self.put(torch.tensor([token]))
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hand on text that will not change any more."""
+        self.show(text)
+
+
+def opening(system: str | None) -> list[dict[str, str]]:
+    """Return the messages that a conversation begins with."""
+    return [{"role": "system", "content": system}] if system else []
+
+
+def converse(inference: Inference, lines: Iterable[str], how: Decoding, first: Sequence[dict[str, str]]) -> None:
+    """Answer each line until there is no more; `/new` goes back to the first messages, `/exit` ends."""
+    messages = list(first)
+    for line in lines:
+        if line.strip() == "/exit":
+            return
+        if line.strip() == "/new":
+            messages = list(first)
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            answer = stream(inference, messages, how, show)
+        except ValueError as error:
+            show(f"{error} (/new starts another conversation)")
+            messages.pop()
+        else:
+            messages.append({"role": "assistant", "content": answer})
+        show("\n")
+
+
+def typed() -> Iterable[str]:
+    """Yield the lines that a person types, or those of a pipe, without a prompt."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def show(text: str) -> None:
+    """Print text at once."""
+    print(text, end="", flush=True)

@@ -1,0 +1,73 @@
+"""Inference: a trained model with its tokenizer, loaded to answer texts. What generate and evaluate start from.
+
+Text becomes tokens as it did in training: one BOS where the tokenizer adds one, never two, and no end-of-text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sftlab.inference.decoding import Prompt
+from sftlab.inference.trained_model import Trained
+from sftlab.models.load import check_vocabulary
+from sftlab.models.scorer import Scorer
+from sftlab.parallel.fsdp2 import compute_dtype
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A scorer for inference, its tokenizer and the tokens that end a text."""
+
+    scorer: Scorer
+    tokenizer: Any
+    ends: frozenset[int]
+
+    @classmethod
+    def load(cls, trained: Trained, device: torch.device, tokenizer: Any = None) -> "Inference":
+        """Return a trained model on `device`, in the dtype that runs there compute in; `tokenizer` replaces its own."""
+        tokenizer = tokenizer or trained.load_tokenizer()
+        model = trained.load_model(device, compute_dtype("auto", device))
+        check_vocabulary(model.config, tokenizer)
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        known = frozenset(int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None)
+        return cls(Scorer(model).eval().requires_grad_(False), tokenizer, known)
+
+    def encode(self, text: str) -> Prompt:
+        """Return the tokens of a prompt that is taken literally."""
+        ids = self.tokenizer(text)["input_ids"]
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if len(ids) > 1 and ids[0] == ids[1] == bos:  # the text has one, and the tokenizer added another
+            ids = ids[1:]
+        if len(ids) > 1 and ids[-1] == eos and self.tokenizer("a")["input_ids"][-1] == eos:
+            ids = ids[:-1]  # a tokenizer that ends every text, as the renderer too takes off
+        return np.array(ids, np.int32)
+
+    def encode_chat(self, messages: Messages) -> Prompt:
+        """Return the tokens of a conversation, up to where the assistant's next words begin.
+
+        Raises: ValueError if the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                "this model's tokenizer has no chat template: it was not made for chat. Use prompt= instead"
+            )
+        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def turn_ends(self) -> frozenset[int]:
+        """Return the tokens that end an assistant's turn: those that end a text, and the template's own."""
+        mark = "sftlab"
+        turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
+        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        closing = self.tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
+        return self.ends | frozenset(t for t in closing[:1] if t in self.tokenizer.all_special_ids)
+
+    def text(self, tokens: Sequence[int] | Prompt) -> str:
+        """Return tokens as text, without special ones."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,123 @@
+"""Prompts: rows of a file to what the model is asked, and its answers to a file that can be gone on with."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.common.progress import bar
+from sftlab.data.format import Fields, Format
+from sftlab.inference.decoding import Decoding, Prompt, decode
+from sftlab.inference.loaded_model import Inference
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the model is asked: text as it is shown, tokens as they are fed, and whether it is a turn of a chat."""
+
+    text: str
+    tokens: Prompt
+    chat: bool = False
+
+
+def request(inference: Inference, fields: Fields, format: Format | None) -> Request:
+    """Return what a row asks: its `prompt` as it stands, its `messages`, or the run's text format filled in.
+
+    Raises: ValueError if it holds none of these.
+    """
+    if isinstance(fields.get("prompt"), str):
+        return Request(fields["prompt"], inference.encode(fields["prompt"]))
+    if isinstance(fields.get("messages"), list):
+        messages = fields["messages"]
+        if messages and messages[-1].get("role") == "assistant":  # the answer to be found, as in training data
+            messages = messages[:-1]
+        return Request(json.dumps(messages, ensure_ascii=False), inference.encode_chat(messages), chat=True)
+    if format is None:
+        raise ValueError(f"no field 'prompt' or 'messages'; it has {', '.join(map(repr, fields)) or 'none'}")
+    text = format.prompt_text(fields)
+    return Request(text, inference.encode(text))
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    """Yield (where, row) of a prompts file: JSON objects of a .jsonl, else one prompt a line; no empty lines."""
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts={path}: no such file")
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            yield f"{path}:{number}", {"prompt": line}
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: this line is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        yield f"{path}:{number}", row
+
+
+def read_requests(inference: Inference, path: Path, format: Format | None) -> list[Request]:
+    """Return what the rows of a prompts file ask. Raises: ValueError that names the row at fault."""
+    requests = []
+    for where, fields in read_rows(path):
+        try:
+            requests.append(request(inference, fields, format))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if not requests:
+        raise ValueError(f"prompts={path}: it holds no prompt")
+    return requests
+
+
+def answer_file(inference: Inference, requests: Sequence[Request], output: Path, how: Decoding, settings: Any) -> int:
+    """Write an answer to every request, one JSON object a line, and return how many were already there.
+
+    Each batch is written as it is done, the whole in the order of the requests at the end.
+    Raises: ValueError if `output` holds answers to other prompts, or made with other `settings`.
+    """
+    done = answered(output, requests, settings)
+    todo = [i for i in range(len(requests)) if i not in done]
+    ends = inference.turn_ends() if any(r.chat for r in requests) else inference.ends
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with bar("answers", len(requests), len(done)) as advance, output.open("a", encoding="utf-8") as file:
+        for i, tokens in decode(inference.scorer, [requests[i].tokens for i in todo], how, ends, numbers=todo):
+            index = todo[i]
+            line = {
+                "index": index,
+                "prompt": requests[index].text,
+                "answer": inference.text(tokens).strip(),
+                **settings,
+            }
+            done[index] = line
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            advance(1)
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text("".join(json.dumps(done[i], ensure_ascii=False) + "\n" for i in sorted(done)), encoding="utf-8")
+    os.replace(partial, output)
+    return len(requests) - len(todo)
+
+
+def answered(output: Path, requests: Sequence[Request], settings: Any) -> dict[int, Any]:
+    """Return the lines that `output` already holds, by index; a torn last line is cut off."""
+    if not output.exists():
+        return {}
+    text = output.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        lines = {line["index"]: line for line in map(json.loads, whole.splitlines())}
+        same = all(line.items() >= settings.items() for line in lines.values())
+        same = same and all(lines[i]["prompt"] == requests[i].text for i in lines)
+    except (json.JSONDecodeError, LookupError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"output={output} holds something else than answers of this model to these prompts with these settings: "
+            "name another file, or delete it"
+        )
+    if whole != text:
+        output.write_text(whole, encoding="utf-8")
+    return lines

@@ -1,0 +1,200 @@
+"""What `run=` names: a run directory, a checkpoint, a model folder or a hub id, resolved to what can be loaded.
+
+Every command after training starts here. What to do with the model is the commands'; nothing here builds components.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftlab.assets import SCHEME, locate
+
+CONFIG = "config.yaml"
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: where its folder is, and the run that made it where that is known.
+
+    `model` is a folder or hub id for `from_pretrained`, `config` the run's resolved config.
+    """
+
+    given: str
+    model: str
+    run_dir: Path | None = None
+    config: Mapping[str, Any] | None = None
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where commands put what they make of this model: the run's directory, else one named after the model."""
+        if self.run_dir is None:
+            return Path("evaluations") / re.sub(r"[^\w.-]+", "--", self.given.strip("/."))
+        return self.run_dir
+
+    @property
+    def base(self) -> "Trained":
+        """The model that the run started from. Raises: ValueError where no run is known, or it started from nothing."""
+        if self.config is None:
+            raise ValueError(f"run={self.given} names a model without the run that made it: its base is not known")
+        model = self.config["model"]
+        if model["init"] == "random":
+            raise ValueError(f"run={self.given} started from random weights: it has no base model to compare with")
+        return Trained(self.given, model["name_or_path"], None, self.config, model["revision"])
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the weights do: sizes and times of a folder's files, the name of a hub's."""
+        folder = Path(locate(self.model))
+        files = sorted(p for pattern in ("*.safetensors", "*.bin", "*.json") for p in folder.glob(pattern))
+        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return f"{self.model} {self.revision} {hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()}"
+
+    @property
+    def format(self) -> Mapping[str, Any] | None:
+        """The node of the run's text format, where it is known and is one for all its data."""
+        format: Mapping[str, Any] | None = (self.config or {}).get("data", {}).get("format")
+        return format
+
+    def load_tokenizer(self) -> Any:
+        """Return the tokenizer."""
+        from transformers import AutoTokenizer
+
+        return load(AutoTokenizer.from_pretrained, self.model, "tokenizer", **self._hub())
+
+    def load_config(self) -> Any:
+        """Return the model's transformers config."""
+        from transformers import AutoConfig
+
+        return load(AutoConfig.from_pretrained, self.model, "model", **self._hub())
+
+    def load_model(self, device: Any = "cpu", dtype: Any = "auto") -> Any:
+        """Return the whole model on one device, for inference."""
+        from transformers import AutoModelForCausalLM
+
+        return (
+            load(AutoModelForCausalLM.from_pretrained, self.model, "model", dtype=dtype, **self._hub())
+            .to(device)
+            .eval()
+        )
+
+    def _hub(self) -> dict[str, Any]:
+        """Code from the hub runs only where the run's own config allowed it."""
+        trusted = bool((self.config or {}).get("model", {}).get("trust_remote_code"))
+        return {"trust_remote_code": trusted, "revision": self.revision}
+
+
+def load(from_pretrained: Any, name: str, kind: str, key: str = "run", **settings: Any) -> Any:
+    """Return what `from_pretrained` loads. Raises: errors of the hub in words that say what to do."""
+    from sftlab.common.hub import explain
+
+    try:
+        return from_pretrained(locate(name), **settings)
+    except Exception as error:
+        if Path(locate(name)).is_dir():
+            raise ValueError(f"{key}={name}: this folder does not load as a {kind}: {error}") from error
+        taught = explain(error, name, kind, key)
+        raise type(taught)(f"{taught}. There is no folder {name} here") from error
+
+
+def resolve(run: str | None) -> Trained:
+    """Return what `run` names.
+
+    Raises: FileNotFoundError for no such folder, ValueError for a folder that is none of these, or a run without a
+    finished model (names its newest checkpoint).
+    """
+    from sftlab.checkpoints.manifest import is_checkpoint
+
+    if not run:
+        raise ValueError("run= is missing: give a run directory, a checkpoint, a model folder or a hub id")
+    path = Path(locate(run)).expanduser()
+    if not path.exists():
+        if HUB_ID.match(run) and not run.startswith("."):
+            return Trained(run, run)
+        raise FileNotFoundError(f"run={run}: no such folder{nearby(path)}")
+    if not path.is_dir():
+        raise ValueError(f"run={run} is a file: expected the folder of a run, a checkpoint or a model")
+    if (path / CONFIG).is_file():
+        return of_run(run, path)
+    if (path / "config.json").is_file():
+        return of_model(run, path)
+    if is_checkpoint(path):
+        return of_checkpoint(run, path.resolve())
+    raise ValueError(f"run={run} is no run: it has neither {CONFIG} nor a model's config.json{nearby(path)}")
+
+
+def of_run(run: str, path: Path) -> Trained:
+    """Return the finished model of a run directory."""
+    from sftlab.checkpoints.manifest import complete
+
+    if (path / "model" / "config.json").is_file():
+        return Trained(run, str(path / "model"), path, read_config(path))
+    checkpoints = complete(path / "checkpoints")
+    offer = (
+        f"Its newest checkpoint can be used: run={checkpoints[-1]}"
+        if checkpoints
+        else "It has no checkpoint either: train on, or see train.log in it"
+    )
+    raise ValueError(f"run={run} is not finished: it has no model/ yet. {offer}")
+
+
+def of_model(run: str, path: Path) -> Trained:
+    """Return a model folder, with its run where it lies in one."""
+    run_dir = next((p for p in path.resolve().parents[:2] if (p / CONFIG).is_file()), None)
+    return Trained(run, str(path) if not run.startswith(SCHEME) else run, run_dir, read_config(run_dir))
+
+
+def of_checkpoint(run: str, path: Path) -> Trained:
+    """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet.
+
+    Raises: ValueError where several ranks would write it.
+    """
+    run_dir, step = path.parent.parent, int(path.name.rpartition("_")[2])
+    model = run_dir / "export" / path.name
+    if not (model / "config.json").is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"run={run} is a checkpoint, and its model is written by one process: first run "
+                f"python -m sftlab.export run={run_dir} step={step}"
+            )
+        export_checkpoint(path, model)
+    return Trained(run, str(model), run_dir, read_config(run_dir))
+
+
+def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:
+    """Write a checkpoint as a model folder; return the name of its dtype, by default what the run computed in."""
+    import torch
+
+    from sftlab.checkpoints.hugging_face import export
+    from sftlab.parallel.fsdp2 import compute_dtype
+
+    config = read_config(checkpoint.parent.parent)
+    assert config is not None
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = compute_dtype(config["parallel"].get("param_dtype", "auto") if dtype == "run" else dtype, here)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    trusted = bool(config["model"].get("trust_remote_code"))
+    export(checkpoint, folder, chosen, trust_remote_code=trusted, shard_size=shard_size)
+    return str(chosen).removeprefix("torch.")
+
+
+def read_config(run_dir: Path | None) -> Mapping[str, Any] | None:
+    """Return a run's resolved config."""
+    if run_dir is None:
+        return None
+    config: Mapping[str, Any] = yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def nearby(path: Path) -> str:
+    """Return which runs lie under the nearest folder that exists, for a message."""
+    folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    found = sorted(p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{CONFIG}"))
+    return f". Runs near it: {', '.join(str(p) for p in found[-3:])}" if found else ""

@@ -1,0 +1,92 @@
+"""The job: what every rank of a point runs, under SLURM through Submitit or started by the local launcher.
+
+It reads the config that was written at submission and calls sftlab.training.run. An exception leaves it as it came: the
+traceback goes to the rank's log, the exit code says failed, and the launcher ends the other ranks.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from sftlab.common import run_directory
+from sftlab.sweeps.record import read_json
+
+ATTEMPTS = "attempts.jsonl"
+
+
+class Stalled(RuntimeError):
+    """A point that was started again and again without getting any further."""
+
+
+class Job:
+    """A point as Submitit pickles it: by reference to this module, so that no state of a requeued job comes back."""
+
+    def __init__(self, run_dir: str, max_stalled: int) -> None:
+        self.run_dir = run_dir
+        self.max_stalled = max_stalled
+
+    def __call__(self) -> float:
+        """Run the point on this rank; return its score."""
+        import submitit
+
+        env = submitit.JobEnvironment()
+        env.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before the requeue
+        return run(Path(self.run_dir), env.job_id, env.global_rank, self.max_stalled)
+
+    def checkpoint(self) -> object:
+        """Return what Submitit runs after a requeue: the same; everything else lies in the run directory."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
+    """Run the point of a directory on this rank. Raises: Stalled, and whatever the run raises."""
+    if rank == 0:
+        note_attempt(run_dir, job_id, max_stalled)
+    config = yaml.load((run_dir / run_directory.CONFIG).read_text(), run_directory.LOADER)
+    if config["resume"] == "never":  # the directory was new at submission; what is in it now is this point's own
+        config["resume"] = "auto"
+    if Path(config["run_dir"]).resolve() != run_dir.resolve():  # the sweep was moved since
+        config["run_dir"] = str(run_dir)
+    overrides = yaml.safe_load((run_dir / run_directory.OVERRIDES).read_text())
+    from sftlab.training.run import run as run_config
+
+    try:
+        return run_config(config, overrides)
+    except Exception as error:
+        run_directory.note_failure(run_dir, rank, error)
+        raise
+
+
+def note_attempt(run_dir: Path, job_id: str, max_stalled: int) -> None:
+    """Write down that the job starts, and at which step; the last attempt's summary is no news of this one.
+
+    Raises: Stalled if it has started from this step `max_stalled` times already: whatever ended it then (a time limit
+    shorter than the way to the next checkpoint, preemption without a warning) would end it for ever.
+    """
+    if read_json(run_dir / "summary.json").get("status") != "finished":
+        (run_dir / "summary.json").unlink(missing_ok=True)
+    done = sorted(p.name for p in (run_dir / "checkpoints").glob("step_*"))
+    step = int(done[-1].removeprefix("step_")) if done else 0
+    file = run_dir / ATTEMPTS
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    stalled = sum(a["step"] == step for a in lines if a["job_id"] == job_id)
+    if stalled >= max_stalled:
+        message = (
+            f"started {stalled} times from step {step} and got no further: the job is ended each time before the "
+            "next checkpoint. Raise launcher.timeout_min or lower trainer.save_every (launcher.max_stalled: more tries)"
+        )
+        run_directory.write_summary(run_dir, {"status": "failed", "error": message})
+        raise Stalled(message)
+    attempt = {"job_id": job_id, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    with file.open("a") as out:
+        out.write(json.dumps(attempt) + "\n")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), "local", int(os.environ["RANK"]), sys.maxsize)

@@ -1,0 +1,90 @@
+"""The code that jobs run: copied at submission, so that later edits change nothing in what was submitted.
+
+Copied is the package itself, its conf/, and every package outside of the environment that a `_target_` names. The
+commit and the diff against it lie beside as git.json, which a run's environment.json takes over.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sftlab.common import run_directory
+
+PACKAGE = Path(__file__).parents[1]
+SKIPPED = ("__pycache__", ".git", ".venv", "node_modules", "sweeps", "runs")
+
+
+def snapshot(sweep_dir: Path, configs: Iterable[Mapping[str, Any]], cwd: Path) -> Path:
+    """Return the folder that holds a copy of the code: the newest there is if nothing changed, else a new one.
+
+    Running jobs go on importing from theirs, so a copy is never changed: code, code.2, code.3, ...
+    """
+    sources = {"sftlab": PACKAGE} | own_packages(configs, cwd)
+    conf = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir()), None)
+    if conf is not None and conf.parent != PACKAGE:
+        sources["conf"] = conf
+    contents = {
+        f"{name}/{f.relative_to(source)}" if source.is_dir() else source.name: f
+        for name, source in sources.items()
+        for f in files(source)
+    }
+    digest = hashlib.sha256()
+    for name, file in sorted(contents.items()):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    copies = sorted(sweep_dir.glob("code*"), key=lambda p: (len(p.name), p.name))
+    if copies and json.loads((copies[-1] / run_directory.GIT).read_text())["digest"] == digest.hexdigest():
+        return copies[-1].absolute()
+    target = sweep_dir / (f"code.{len(copies) + 1}" if copies else "code")
+    partial = sweep_dir / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, file in contents.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, partial / name)
+    (partial / run_directory.GIT).write_text(
+        json.dumps(run_directory.commit() | {"digest": digest.hexdigest()}, indent=1)
+    )
+    partial.rename(target)
+    return target.absolute()
+
+
+def own_packages(configs: Iterable[Mapping[str, Any]], cwd: Path) -> dict[str, Path]:
+    """Return {name: folder or file} of the packages that targets name, those installed in the environment left out."""
+    names = {target.split(".")[0] for config in configs for target in targets(config)} - {"sftlab"}
+    installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")]
+    found = {}
+    for name in sorted(names):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin) if spec and spec.origin and spec.has_location else None
+        if origin is None and spec and spec.submodule_search_locations:
+            origin = Path(next(iter(spec.submodule_search_locations))) / "__init__.py"
+        if origin is not None and not any(origin.is_relative_to(place) for place in installed):
+            found[name] = origin.parent if origin.name == "__init__.py" else origin
+    return found
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Yield every `_target_` in a config."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from targets(value)
+
+
+def files(source: Path) -> Iterator[Path]:
+    """Yield a package's files, caches and hidden folders left out."""
+    if source.is_file():
+        yield source
+        return
+    for path in sorted(source.iterdir()):
+        if path.name in SKIPPED or path.name.startswith(".") or path.suffix == ".pyc":
+            continue
+        yield from files(path)

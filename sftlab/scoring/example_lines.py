@@ -1,0 +1,165 @@
+"""Measuring a model on examples: one line of predictions.jsonl for each, on several ranks, gone on with after a stop.
+
+A line holds what the scores are made of: the sum of nll (nats), right guesses and targets of the example, and the
+answer with the format's scores where there are references. Everything else follows from the lines (bootstrap.py).
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sftlab.common.progress import bar
+from sftlab.data.batch import collate
+from sftlab.data.example import Example
+from sftlab.data.forest import deal
+from sftlab.inference.decoding import Decoding, batches, decode
+from sftlab.inference.loaded_model import Inference
+from sftlab.models.scorer import Scorer
+from sftlab.parallel.world import World
+
+Line = dict[str, Any]
+Score = Callable[[str, Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured: examples, how they are answered, how an answer is scored; and on which ranks."""
+
+    examples: Sequence[Example]
+    how: Decoding
+    score: Score
+    world: World
+
+    def __call__(self, load: Callable[[], Inference], path: Path, settings: Mapping[str, Any]) -> list[Line]:
+        """Return a line for every example, in their order, and leave them in `path`. Collective.
+
+        Lines in `path` that were made with the same `settings` are kept; the model is loaded only for what is left.
+        """
+        folder = path.with_name(f".{path.stem}.parts")
+        done = self.world.broadcast(self._earlier(path, folder, settings) if self.world.is_main else {})
+        todo = [i for i in range(len(self.examples)) if i not in done]
+        if todo:
+            part = folder / f"{self.world.rank:05d}.jsonl"
+            with (
+                part.open("a", encoding="utf-8") as file,
+                bar("examples", len(todo), shown=self.world.is_main) as advance,
+            ):
+                for line in self._lines(load(), self._mine(todo)):
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+                    advance(self.world.size)
+            self.world.barrier()
+            if self.world.is_main:
+                done = read_parts(folder)
+                write_lines(path, [done[i] for i in range(len(self.examples))])
+                for old in folder.glob("*.jsonl"):
+                    old.unlink()
+            done = self.world.broadcast(done)
+        return [done[i] for i in range(len(self.examples))]
+
+    def _earlier(self, path: Path, folder: Path, settings: Mapping[str, Any]) -> dict[int, Line]:
+        """Return the lines of earlier, perhaps unfinished, measurements with these settings; clear away any others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = folder / "settings.json"
+        now = json.dumps(dict(settings), sort_keys=True)
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
+            for old in (path, *folder.glob("*.jsonl")):
+                old.unlink(missing_ok=True)
+            stamp.write_text(now, encoding="utf-8")
+        done = read_parts(folder) | {line["index"]: line for line in read_lines(path)}
+        if len(done) < len(self.examples):  # one file of what is there, so that no torn line is written on to
+            for part in folder.glob("*.jsonl"):
+                part.unlink()
+            if done:
+                write_lines(folder / "earlier.jsonl", list(done.values()))
+        return done
+
+    def _mine(self, todo: Sequence[int]) -> list[int]:
+        """Return this rank's share: whole prefix groups, about as many tokens as any other's."""
+        members: dict[int, list[int]] = {}
+        for i in todo:
+            members.setdefault(self.examples[i].group, []).append(i)
+        groups = list(members.values())
+        costs = [sum(len(self.examples[i]) for i in group) for group in groups]
+        return [i for g in deal(costs, self.world.size)[self.world.rank] for i in groups[g]]
+
+    def _lines(self, inference: Inference, mine: Sequence[int]) -> Iterator[Line]:
+        """Yield a line for each of these examples as soon as it is whole."""
+        examples = [self.examples[i] for i in mine]
+        sums = losses(inference.scorer, examples, self.how.batch_size)
+        lines = [
+            {"index": i, "id": e.id, "nll": float(nll), "correct": int(correct), "targets": int(targets)}
+            for i, e, (nll, correct, targets) in zip(mine, examples, sums, strict=True)
+        ]
+        asked = [k for k, e in enumerate(examples) if e.references]
+        yield from (line for line, e in zip(lines, examples, strict=True) if not e.references)
+        prompts = [examples[k].tokens[: examples[k].num_prompt] for k in asked]
+        ends = inference.ends | endings(examples, inference.tokenizer)
+        for j, tokens in decode(inference.scorer, prompts, self.how, ends, numbers=[mine[k] for k in asked]):
+            e, answer = examples[asked[j]], inference.text(tokens).strip()
+            yield lines[asked[j]] | {
+                "prompt": inference.text(prompts[j]),
+                "answer": answer,
+                "references": list(e.references),
+                "scores": dict(self.score(answer, e.references)),
+            }
+
+
+@torch.inference_mode()
+def losses(scorer: Scorer, examples: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
+    """Return (sum of nll in nats, right top-1 guesses, targets) of each example, (n, 3)."""
+    sums = np.zeros((len(examples), 3))
+    device = scorer.model.device
+    for rows in batches(examples, batch_size, share_prefixes=True):
+        length = max(len(tree) for tree, _ in rows)
+        batch = collate([tree for tree, _ in rows], len(rows), length).to(device)
+        owner, at, target = [], [], []
+        for r, (tree, indices) in enumerate(rows):
+            for i, path in zip(indices, tree.paths, strict=True):
+                scored = np.flatnonzero(examples[i].supervised)
+                owner.append(np.full(len(scored), i))
+                at.append(path[scored - 1].astype(np.int64) + r * length)
+                target.append(examples[i].tokens[scored].astype(np.int64))
+        owners = np.concatenate(owner)
+        ats, targets = torch.from_numpy(np.concatenate(at)), torch.from_numpy(np.concatenate(target))
+        hidden = scorer.hidden(batch)
+        for start in range(0, len(owners), scorer.chunk):
+            part = slice(start, start + scorer.chunk)
+            logits, wanted = scorer.logits(hidden[ats[part].to(device)]), targets[part].to(device)
+            nll = F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy()
+            right = (logits.argmax(-1) == wanted).cpu().numpy()
+            np.add.at(sums, owners[part], np.stack([nll, right, np.ones(len(nll))], 1))
+    return sums
+
+
+def endings(examples: Sequence[Example], tokenizer: Any) -> frozenset[int]:
+    """Return the special tokens with which examples end: what a conversation's last turn closes with, for one."""
+    special = set(tokenizer.all_special_ids)
+    return frozenset(int(e.tokens[-1]) for e in examples if e.supervised[-1] and int(e.tokens[-1]) in special)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file, none where it is not there; a torn last line is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_parts(folder: Path) -> dict[int, Line]:
+    """Return the lines that all ranks wrote, by index."""
+    return {line["index"]: line for part in sorted(folder.glob("*.jsonl")) for line in read_lines(part)}
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines as a whole file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(partial, path)

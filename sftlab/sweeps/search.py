@@ -1,0 +1,258 @@
+"""A search by Optuna's ask and tell: TPE proposes trials, Hyperband stops those that fall behind their like.
+
+All that it knows lies in the sweep's directory: Optuna's journal (optuna.jsonl) and the points' own metrics.jsonl. So a
+driver may be killed at any moment; the next one takes up the trials that the last one left, finished or running.
+Sources: TPE, https://papers.nips.cc/paper/4443; Hyperband, https://arxiv.org/abs/1603.06560; both as in Optuna 5.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import Trial, TrialState
+
+from sftlab.common.metrics import lower_is_better
+from sftlab.sweeps import points
+from sftlab.sweeps.record import Sweep
+from sftlab.sweeps.trials import Trials
+
+JOURNAL = "optuna.jsonl"
+POLL_S = 0.5
+FAILED_IN_A_ROW = 5  # trials; then the fault is not theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `sweeper.` takes, and the two of `trainer.` that pruning depends on."""
+
+    n_trials: int
+    parallel_trials: int
+    metric: str
+    seed: int
+    startup_trials: int
+    pruner: str | None
+    min_steps: int | None
+    reduction_factor: int
+    eval_every: int
+    max_steps: int | None
+
+    def __post_init__(self) -> None:
+        least = {"n_trials": 1, "parallel_trials": 1, "startup_trials": 1, "reduction_factor": 2}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"sweeper.{name}={getattr(self, name)}: expected at least {low}")
+        if self.pruner not in (None, "hyperband"):
+            raise ValueError(f"sweeper.pruner={self.pruner}: expected hyperband or null")
+        if self.pruner and not self.eval_every and self.metric.startswith("val/"):
+            raise ValueError(
+                f"sweeper.pruner=hyperband judges trials by {self.metric} on their way, and trainer.eval_every=0 "
+                "measures it at the end only: set trainer.eval_every, or sweeper.pruner=null"
+            )
+
+    def make_pruner(self) -> optuna.pruners.BasePruner:
+        """Return Optuna's pruner."""
+        if not self.pruner:
+            return optuna.pruners.NopPruner()
+        first = self.min_steps or self.eval_every or 1
+        return optuna.pruners.HyperbandPruner(first, self.max_steps or "auto", self.reduction_factor)
+
+
+@dataclass
+class Running:
+    """A trial that waits or runs: which of its scores Optuna has been told, and when it was found ended."""
+
+    trial: Trial
+    reported: set[int] = field(default_factory=set)
+    pruned: bool = False
+    ended_s: float | None = None
+
+
+class Search:
+    """Propose, start, watch, prune and judge trials up to `n_trials`. `make_point` writes a trial's directory."""
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Mapping[str, BaseDistribution],
+        settings: Settings,
+        trials: Trials,
+        make_point: Callable[[int, Sequence[str]], None],
+        say: Callable[[str], None] = lambda text: print(text, flush=True),
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder = folder
+        self.space = dict(space)
+        self.settings = settings
+        self.trials = trials
+        self.make_point = make_point
+        self.say = say
+        self.running: dict[int, Running] = {}
+        self.failed_in_a_row = 0
+        self.study = self.open()
+
+    def open(self) -> optuna.Study:
+        """Return the study in the sweep's directory, made if there is none.
+
+        The sampler's own state is not kept, so its seed moves on with the trials: one seed would draw the same again.
+        """
+        storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
+        lower = lower_is_better(self.settings.metric)
+        made = optuna.create_study(
+            storage=storage,
+            study_name="sftlab",
+            direction=StudyDirection.MINIMIZE if lower else StudyDirection.MAXIMIZE,
+            load_if_exists=True,
+            pruner=self.settings.make_pruner(),
+        )
+        made.sampler = optuna.samplers.TPESampler(
+            seed=self.settings.seed + len(made.trials), n_startup_trials=self.settings.startup_trials
+        )
+        return made
+
+    def run(self) -> float:
+        """Search to the end; return the best score. Raises: ValueError if no trial has one."""
+        with only_driver(self.folder):
+            try:
+                self.take_up()
+                while True:
+                    while len(self.running) < self.settings.parallel_trials and self.num_left() > 0:
+                        self.begin()
+                    if not self.running:
+                        break
+                    time.sleep(POLL_S)
+                    for num in list(self.running):
+                        self.observe(num)
+            except KeyboardInterrupt:
+                self.say(
+                    f"{self.trials.interrupted()}; go on with the same command and\n  hydra.sweep.dir={self.folder}"
+                )
+                raise
+        return self.result()
+
+    def num_left(self) -> int:
+        """Return how many trials are still to be proposed."""
+        return self.settings.n_trials - len(self.study.get_trials(deepcopy=False))
+
+    def take_up(self) -> None:
+        """Take up the trials that an earlier driver left without a verdict; start those again that died."""
+        left = self.study.get_trials(states=(TrialState.RUNNING,))
+        if self.study.trials:
+            self.say(f"going on with {len(self.study.trials)} trials, {len(left)} of them without a verdict")
+        for frozen in left:
+            trial = Trial(self.study, frozen._trial_id)
+            if set(frozen.params) != set(self.space):  # killed between proposing and writing it down
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            num, pruned = frozen.number, bool(frozen.user_attrs.get("pruned"))
+            self.running[num] = Running(trial, set(frozen.intermediate_values), pruned)
+            if not (self.folder / str(num) / "config.yaml").exists() or num not in self.recorded():
+                self.make_point(num, self.overrides(frozen.params))
+            status = points.read_json(self.folder / str(num) / "summary.json").get("status")
+            if not self.trials.alive(num) and status not in ("finished", "failed") and not pruned:
+                self.say(f"trial {num}  started again")
+                self.trials.start(num)
+
+    def recorded(self) -> set[int]:
+        """Return the points that sweep.json knows."""
+        return {int(p["num"]) for p in Sweep.read(self.folder).points}
+
+    def begin(self) -> None:
+        """Propose a trial and start it."""
+        trial = self.study.ask(self.space)
+        chosen = self.overrides(trial.params)
+        try:
+            self.make_point(trial.number, chosen)
+            self.trials.start(trial.number)
+        except Exception:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        self.running[trial.number] = Running(trial)
+        self.say(f"trial {trial.number}  started  {' '.join(chosen)}")
+
+    def observe(self, num: int) -> None:
+        """Tell Optuna what a trial has measured since; stop it if it falls behind, judge it if it has ended."""
+        live = self.running[num]
+        alive = self.trials.alive(num)  # asked before its files are read, or its last ones could be missed
+        scores = [(s, v) for s, v in points.series(self.folder / str(num), self.settings.metric) if s > 0]
+        for step, value in scores:
+            if step not in live.reported:
+                live.reported.add(step)
+                live.trial.report(value, step)
+        done = self.settings.max_steps is not None and scores and scores[-1][0] >= self.settings.max_steps
+        if alive and scores and not done and not live.pruned and live.trial.should_prune():
+            live.trial.set_user_attr("pruned", True)
+            live.pruned = True
+            self.trials.stop(num)
+        if not alive:
+            self.judge(num, live, scores)
+
+    def judge(self, num: int, live: Running, scores: Sequence[tuple[int, float]]) -> None:
+        """Tell Optuna how a trial ended, once its summary is there or will not come any more."""
+        summary = points.read_json(self.folder / str(num) / "summary.json")
+        live.ended_s = live.ended_s or time.monotonic()
+        if not summary and time.monotonic() - live.ended_s < self.trials.late_s:
+            return
+        del self.running[num]
+        value = summary.get("last", {}).get(self.settings.metric)
+        if summary.get("status") == "finished" and value is not None:
+            self.study.tell(live.trial, value)
+            self.failed_in_a_row = 0
+            self.say(f"trial {num}  finished  {self.settings.metric} {value:.5g}")
+        elif live.pruned:
+            self.study.tell(live.trial, state=TrialState.PRUNED)
+            self.mark_pruned(num)
+            self.say(f"trial {num}  pruned at step {scores[-1][0]}, {self.settings.metric} {scores[-1][1]:.5g}")
+        else:
+            self.study.tell(live.trial, state=TrialState.FAIL)
+            self.failed_in_a_row += 1
+            why = summary.get("error") or f"it left no {self.settings.metric}; see {self.folder / str(num)}"
+            self.say(f"trial {num}  failed  {why}")
+            if self.failed_in_a_row >= FAILED_IN_A_ROW:
+                raise ValueError(f"the last {FAILED_IN_A_ROW} trials all failed; the last: {why}")
+
+    def mark_pruned(self, num: int) -> None:
+        """Write into sweep.json that a point was stopped on purpose."""
+        sweep = Sweep.read(self.folder)
+        replace(sweep, points=[p | {"pruned": True} if p["num"] == num else p for p in sweep.points]).write()
+
+    def result(self) -> float:
+        """Say what came of it, and return the best score."""
+        done = self.study.get_trials(states=(TrialState.COMPLETE,))
+        states = [t.state.name.lower() for t in self.study.trials]
+        self.say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))))
+        if not done:
+            raise ValueError(f"no trial finished; see\n  python -m sftlab.sweep dir={self.folder}")
+        best = self.study.best_trial
+        chosen = " ".join(self.overrides(best.params))
+        self.say(f"best: trial {best.number}, {self.settings.metric} {best.value:.5g}  {chosen}")
+        self.say(f"see\n  python -m sftlab.sweep dir={self.folder} metric={self.settings.metric}")
+        return float(self.study.best_value)
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """Return a trial's values as Hydra's overrides, floats in full precision."""
+        return [
+            f"{name}={params[name]!r}" if isinstance(params[name], float) else f"{name}={params[name]}"
+            for name in self.space
+        ]
+
+
+@contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Hold the search meanwhile. Raises: ValueError if another process on this machine does."""
+    with (folder / ".search.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process drives the search in {folder}; see python -m sftlab.sweep dir={folder}"
+            ) from None
+        yield

@@ -1,0 +1,141 @@
+"""The console: what a person sees of a run. Rich on a terminal, plain lines elsewhere and in train.log.
+
+On rank 0 only; other ranks have a console that says nothing.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sftlab.common.secrets import strike
+
+if TYPE_CHECKING:  # it brings torch, and commands that only show something take words from here
+    from sftlab.training.validation import Sample
+
+SHOWN_SAMPLES = 3
+
+
+class Console:
+    """Show a run of `max_steps` steps. `log` gets the plain lines too."""
+
+    def __init__(self, max_steps: int, log: Path | None, quiet: bool = False) -> None:
+        self.max_steps = max_steps
+        self.terminal = Terminal(quiet=quiet, highlight=False, soft_wrap=True)
+        self.log = log.open("a", encoding="utf-8") if log else None
+        self.first: tuple[int, float] | None = None
+        self.before: Mapping[str, float] | None = None
+        self.first_samples: dict[str, Sample] = {}
+        self.last_samples: Sequence[Sample] = ()
+        self.live = Live(console=self.terminal, refresh_per_second=4, transient=True, redirect_stdout=False)
+        if self.terminal.is_terminal and not quiet:
+            self.live.start()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.terminal.print(text, markup=False, soft_wrap=not self.terminal.is_terminal)  # words whole, or lines
+        self._write(text)
+
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        """Show what will run: a table on a terminal, a line each elsewhere."""
+        lines = "\n".join([title, *(f"  {name:<14} {value}" for name, value in facts.items())])
+        if not self.terminal.is_terminal:
+            return self.say(lines)
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in facts.items():
+            table.add_row(name, Text(value))
+        plain = "\n".join([title, *(f"  {name:<{max(map(len, facts))}}  {value}" for name, value in facts.items())])
+        if self.terminal.is_terminal:
+            self.terminal.print(table)
+        else:
+            self.terminal.print(plain, markup=False)  # a table would be folded at 80 columns
+        self._write(plain)
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a logged step: one live line on a terminal, a line each elsewhere."""
+        now_s = time.perf_counter()
+        self.first = self.first or (step, now_s)
+        first_step, first_s = self.first
+        left_s = (self.max_steps - step) * (now_s - first_s) / max(1, step - first_step)
+        line = (
+            f"step {step}/{self.max_steps}  loss {values['train/loss']:.4f}  lr {values['train/lr']:.2e}  "
+            f"norm {values['train/grad_norm']:.2f}  {values['perf/examples_per_s']:.1f} examples/s  "
+            f"{values['perf/tokens_per_s']:,.0f} tokens/s"
+            + (f"  MFU {values['perf/mfu']:.1%}" if "perf/mfu" in values else "")
+            + f"  {duration(left_s)} left"
+        )
+        if self.live.is_started and step < self.max_steps:  # the last line stays
+            self.live.update(Text(line, style="cyan", overflow="ellipsis", no_wrap=True))
+            self._write(line)
+        else:
+            self.live.update("")
+            self.say(line)
+
+    def evaluation(self, step: int, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
+        """Show scores, beside those of the first evaluation once there are later ones; remember the samples."""
+        if self.before is None:
+            self.before, self.first_samples = dict(scores), {s.id: s for s in samples}
+        table = Table(title=f"step {step}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("validation", style="bold")
+        for heading in ("value",) if self.before == scores else ("before", "now"):
+            table.add_column(heading, justify="right")
+        for name, value in scores.items():
+            values = [value] if self.before == scores else [self.before.get(name, float("nan")), value]
+            table.add_row(name, *(f"{v:.4f}" for v in values))
+        self.terminal.print(table)
+        self._write(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self.last_samples = samples
+
+    def answers(self) -> None:
+        """Show three questions with the model's answers before and after."""
+        spread = self.last_samples[:: max(1, len(self.last_samples) // SHOWN_SAMPLES)]
+        for s in spread[:SHOWN_SAMPLES]:
+            before = self.first_samples.get(s.id, s)
+            lines = (("before", before.answer), ("after", s.answer), ("expected", s.references[0]))
+            self.say("\n".join(["", tail(s.prompt), *(f"{name:>10}  {short(text)}" for name, text in lines)]))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.live.is_started:
+            self.live.stop()
+        if self.log:
+            self.log.close()
+            self.log = None
+
+    def _write(self, text: str) -> None:
+        if self.log:
+            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {strike(text)}\n")
+            self.log.flush()
+
+
+def short(text: str, most: int = 160) -> str:
+    """Return the text on one line, cut to `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def tail(text: str, most: int = 480) -> str:
+    """Return the end of a text, on one line: in a prompt, what is asked comes last."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else "... " + line[4 - most :].partition(" ")[2]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 48 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def complain(text: str) -> None:
+    """Print an error to standard error."""
+    Terminal(stderr=True, highlight=False, soft_wrap=True, file=sys.stderr).print(text, style="red", markup=False)

@@ -1,0 +1,96 @@
+"""Stopping on a signal: noted at any moment, agreed on by all ranks at a step boundary, acted on after the save.
+
+Submitit's own handler saves and requeues from inside the signal, in the middle of a step and on rank 0 only, where a
+collective save deadlocks (https://github.com/facebookresearch/fairchem, train_runner.py). Here it is remembered and
+called once everything is saved. The trainer decides when; the SLURM launcher puts Submitit's handler in place before.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from sftlab.parallel.world import World
+
+STOPPED = 75  # EX_TEMPFAIL: not done, saved, worth another try
+# In rising order: where ranks were told different things, the greatest counts.
+CAUSES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SAME_CTRL_C_S = 1.0  # torchrun passes on a Ctrl-C that the terminal may have given to every process already
+REQUEUE_WAIT_S = 60.0
+
+
+class StopSignal:
+    """Whether this run was told to stop. Installed by `with`, on the main thread; the handlers before it come back.
+
+    `go_on` is the command that takes the run up again, for people.
+    """
+
+    def __init__(self, world: World, go_on: str) -> None:
+        self.world = world
+        self.go_on = go_on
+        self.noted = 0  # 1 + the place in CAUSES; 0 for none
+        self.interrupted_s = 0.0
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        self.previous = {cause: signal.signal(cause, self._note) for cause in CAUSES}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for cause, handler in self.previous.items():
+            signal.signal(cause, handler if handler is not None else signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if number == signal.SIGINT:
+            if self.interrupted_s and now_s - self.interrupted_s > SAME_CTRL_C_S:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
+            if not self.interrupted_s:
+                self.interrupted_s = now_s
+                if self.world.is_main:  # not print: it may be what was interrupted
+                    os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
+        self.noted = max(self.noted, 1 + CAUSES.index(signal.Signals(number)))
+
+    def agreed(self) -> bool:
+        """Return on every rank whether any was told to stop: one small all-reduce on the host, at a step boundary."""
+        self.noted = self.world.max(self.noted)
+        return self.noted > 0
+
+    def leave(self, say: Callable[[str], None]) -> NoReturn:
+        """End this process, everything being saved. Collective; called once `agreed` has said so.
+
+        After SIGUSR2 under Submitit rank 0 calls Submitit's handler, which rewrites the job's pickle, requeues and
+        exits, or raises if the job may not run again; the other ranks wait for that, since a rank that ends first can
+        end the job before it is requeued. After Ctrl-C the exit code is 0, else STOPPED.
+        """
+        cause = CAUSES[self.noted - 1]
+        requeue = self.previous.get(signal.SIGUSR2)
+        requeues = cause == signal.SIGUSR2 and callable(requeue)
+        how = "the job is requeued" if requeues else f"go on with\n  {self.go_on}"
+        say(f"stopped by {cause.name}; {how}")
+        self.world.barrier()
+        if callable(requeue) and requeues and self.world.is_main:
+            requeue(signal.SIGUSR2, None)
+        elif requeues:
+            self.noted = 0  # the requeue ends this process with SIGTERM
+            deadline_s = time.monotonic() + REQUEUE_WAIT_S
+            while not self.noted and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+        sys.exit(0 if cause == signal.SIGINT else STOPPED)
+
+
+def _deafen() -> None:
+    """Make a forked child ignore what its parent's run was told: SLURM signals every process of a step.
+
+    SIGTERM ends it: multiprocessing ends its workers that way, and one that ignored it was still running after 55 s.
+    """
+    for cause in CAUSES:
+        if isinstance(getattr(signal.getsignal(cause), "__self__", None), StopSignal):
+            signal.signal(cause, signal.SIG_DFL if cause == signal.SIGTERM else signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_deafen)

@@ -1,0 +1,83 @@
+"""Throughput: how fast a run goes, in numbers that cannot be mistaken for each other.
+
+`perf/tokens_per_s` counts tokens that go through the model, padding included; `perf/effective_tokens_per_s` what the
+same examples would have been in rows of their own; `perf/targets_per_s` what is learned from. All are over all ranks.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sftlab.data.loader import Step
+from sftlab.models.scorer import Scorer
+from sftlab.parallel.fsdp2 import decoder_blocks
+from sftlab.parallel.world import World
+
+# Dense bfloat16 FLOP/s from the vendors' data sheets, without sparsity.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+
+
+class Throughput:
+    """Sums over the steps since the last reading. Time in which training is paused (evaluation) does not count."""
+
+    def __init__(self, scorer: Scorer, world: World) -> None:
+        self.world = world
+        self.flops = FlopCount(scorer)
+        self.began_s = time.perf_counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)  # of the steps since the last reading
+
+    def add(self, step: Step) -> None:
+        """Count a finished step."""
+        self.sums["examples"] += step.num_examples
+        self.sums["tokens"] += step.num_tokens
+        self.sums["effective_tokens"] += step.num_effective_tokens
+        self.sums["targets"] += step.num_targets
+        self.sums["flops"] += self.flops.of(step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time meanwhile out."""
+        paused_s = time.perf_counter()
+        yield
+        self.began_s += time.perf_counter() - paused_s
+
+    def read(self) -> dict[str, float]:
+        """Return the rates since the last reading, and begin anew."""
+        now_s = time.perf_counter()
+        elapsed_s = max(now_s - self.began_s, 1e-9)
+        names = ("examples", "tokens", "effective_tokens", "targets")
+        rates = {f"perf/{name}_per_s": self.sums[name] / elapsed_s for name in names}
+        if self.world.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.world.device)
+            peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+            if peak:
+                rates["perf/mfu"] = self.sums["flops"] / elapsed_s / peak / self.world.size
+            rates["mem/peak_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+        self.began_s = now_s
+        self.sums.clear()
+        return rates
+
+
+class FlopCount:
+    """Floating-point operations of a step's forward and backward, as laid out: no more than the mathematics needs.
+
+    6 a matmul parameter and token in the decoder blocks; 6 a head parameter and prediction, since the head runs only
+    there; 12 * width of all query heads a layer and (token, attended token) pair. Recomputation and padding count
+    nothing. (PaLM's convention counts the head at every token and attention as if it were not causal.)
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        config = scorer.model.config.get_text_config()
+        blocks = [block for _, _, block in decoder_blocks(scorer.model)]
+        self.body: int = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim >= 2)
+        self.head: int = scorer.model.get_output_embeddings().weight.numel()
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.attention: int = len(blocks) * config.num_attention_heads * head_dim
+
+    def of(self, step: Step) -> float:
+        """Return the operations of one step over all ranks."""
+        matmuls = self.body * step.num_nodes + self.head * step.num_predictions
+        return 6.0 * matmuls + 12.0 * self.attention * step.pairs

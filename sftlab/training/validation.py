@@ -1,0 +1,108 @@
+"""Evaluation within a run: the loss over a whole split, and answers generated on a sample of it.
+
+An evaluator is a callable that returns named scores; the loop knows nothing else of it. The loss is the training
+objective's formula over the whole split, so it does not depend on the evaluation batch size, the layout or the ranks.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+
+from sftlab.data.example import Example
+from sftlab.data.loader import Arranger
+from sftlab.data.plan import Plan, shuffled
+from sftlab.inference.sharded import Generator
+from sftlab.models.scorer import Scorer
+from sftlab.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated answer beside the accepted ones."""
+
+    id: str
+    prompt: str
+    answer: str
+    references: tuple[str, ...]
+
+
+def markdown(samples: Sequence[Sample]) -> str:
+    """Return samples as a Markdown table."""
+    rows = [(s.prompt, s.answer, " / ".join(s.references)) for s in samples]
+    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    header = ["| prompt | answer | expected |", "| --- | --- | --- |"]
+    return "\n".join([*header, *(f"| {' | '.join(c)} |" for c in cells)])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by name, and sampled generations where there are any."""
+
+    scores: Mapping[str, float]
+    samples: Sequence[Sample] = field(default_factory=tuple)
+
+
+Evaluator = Callable[[], Evaluation]
+
+
+@dataclass(frozen=True)
+class LossEvaluator:
+    """Loss (nats per target), perplexity and token accuracy over all `examples`."""
+
+    scorer: Scorer
+    examples: Sequence[Example]
+    plan: Plan
+    arranger: Arranger
+    world: World
+
+    @torch.no_grad()
+    def __call__(self) -> Evaluation:
+        """Score every example once."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # nll, correct, weight
+        for step in range(1, self.plan.steps_per_epoch + 1):
+            indices = self.plan.examples(step)
+            arranged = self.arranger.arrange([self.examples[int(i)] for i in indices], indices)
+            for batch in arranged.microbatches:
+                score = self.scorer(batch.to(self.world.device))
+                sums += torch.stack([score.nll.double(), score.correct.double(), batch.weight.sum().to(sums)])
+        nll, correct, weight = self.world.sum(sums).tolist()
+        loss = nll / weight if weight else math.nan
+        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": correct / weight})
+
+
+@dataclass(frozen=True)
+class AnswerEvaluator:
+    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, shared out over the ranks.
+
+    `source` goes before the scores' names, where a mixture has several.
+    """
+
+    generator: Generator
+    examples: Sequence[Example]
+    score: Callable[[str, Sequence[str]], Mapping[str, float]]
+    world: World
+    source: str = ""
+
+    def __call__(self) -> Evaluation:
+        """Answer every example once, each on one rank."""
+        mine = self.examples[self.world.rank :: self.world.size]
+        answers = self.generator.answers([e.tokens[: e.num_prompt] for e in mine])
+        samples = [
+            Sample(e.id, self.generator.text(e.tokens[: e.num_prompt]), answer, e.references)
+            for e, answer in zip(mine, answers, strict=True)
+        ]
+        gathered = sorted((s for part in self.world.gather(samples) for s in part), key=lambda s: s.id)
+        scores = [self.score(s.answer, s.references) for s in gathered]
+        prefix = f"{self.source}/" if self.source else ""
+        return Evaluation({prefix + name: float(np.mean([s[name] for s in scores])) for name in scores[0]}, gathered)
+
+
+def sample(examples: Sequence[Example], num: int) -> list[Example]:
+    """Return `num` of the examples that have reference answers, the same ones in every run."""
+    order = shuffled(len(examples), 0, 0)
+    chosen = (examples[int(i)] for i in order)
+    return list(islice((e for e in chosen if e.references), num))
