@@ -1,128 +1,15 @@
-"""python -m sftlab.publish run=DIR repo_id=user/name: a run's model on the Hugging Face Hub, with a card.
-
-The command only: which run, under which name; the folder, the refusals and the upload are publishing/'s.
-"""
-
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+"""python -m sftlab.publish run=DIR repo_id=user/name: a run's model on the Hugging Face Hub, with a card."""
 
 from omegaconf import DictConfig
 
-from sftlab.assets import SCHEME, locate
 from sftlab.config import start
-from sftlab.inference.trained_model import Trained, resolve
-
-BLANK = "..."
 
 
 def publish(cfg: DictConfig) -> None:
     """Write the folder, and upload it unless this is a dry run."""
-    check_repo_id(cfg.repo_id)
-    trained = resolve(cfg.run)
-    if trained.run_dir is None or trained.config is None:
-        raise ValueError(
-            f"run={cfg.run} names a model without the run that made it, so that there is nothing to tell of it: "
-            "give the run's directory"
-        )
-    from huggingface_hub import get_token
+    from sftlab.publishing import publication
 
-    from sftlab.publishing.licence import licence_of
-    from sftlab.publishing.stage import stage
-    from sftlab.publishing.upload import upload
-
-    model = trained.config["model"]
-    base, random = str(model["name_or_path"]), model["init"] == "random"
-    licence = licence_of(base, cfg.license, random, network=not cfg.dry_run)
-    prompt = cfg.prompt or example_prompt(trained)
-    token = get_token()
-    folder = stage(trained.run_dir, Path(trained.model), cfg.repo_id, trained.config, prompt, licence, token)
-    if cfg.dry_run:
-        done = f"dry run: nothing was uploaded. {folder} is what {cfg.repo_id} would be"
-    else:
-        message = cfg.message or default_message(trained)
-        url = upload(folder, cfg.repo_id, private=cfg.private, update=bool(cfg["update"]), message=message, token=token)
-        done = f"published{' privately' if cfg.private else ''}: {url}"
-    listing(folder)
-    if licence.id is None:
-        print("the licence is not known: the card says so; license= states one")
-    print(done)
-
-
-def check_repo_id(repo_id: str | None) -> None:
-    """Raise ValueError for what cannot be a repository's name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    if not repo_id or repo_id.count("/") != 1:
-        raise ValueError(f"repo_id={repo_id}: expected user/name, the name of a repository on the hub")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id={repo_id}: {error}") from None
-
-
-def example_prompt(trained: Trained) -> str:
-    """Return a prompt as the run's format has it: a question of the demo's data, else one with its parts left blank.
-
-    Rows of other data are never shown: they may be private.
-    """
-    if trained.format is None:
-        return BLANK
-    from sftlab.training.build import component
-
-    format = component("data.format", trained.format)
-    assert trained.config is not None
-    val_path = str(trained.config["data"].get("val_path") or "")
-    if val_path.startswith(SCHEME):
-        with open(locate(val_path), encoding="utf-8") as file:
-            return str(format.prompt_text(json.loads(file.readline())))
-    try:
-        return str(format.prompt_text(Blank()))
-    except ValueError:
-        return BLANK  # a format whose prompt cannot be made of blanks, such as a conversation's
-
-
-class Blank(Mapping[str, Any]):
-    """A row of which every field is blank."""
-
-    def __getitem__(self, key: str) -> str:
-        return BLANK
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-def listing(folder: Path) -> None:
-    """Print what the folder holds, with sizes."""
-    found = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()]
-    print(f"{folder}: {len(found)} files, {size(sum(s for _, s in found))}")
-    for name, num_bytes in found:
-        print(f"  {size(num_bytes):>10}  {name}")
-
-
-def size(num_bytes: int) -> str:
-    """Return a size as people say it."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.1f} {name}"
-    return f"{num_bytes} B"
-
-
-def default_message(trained: Trained) -> str:
-    """Return what the commit says: the run's name and what it came to."""
-    assert trained.run_dir is not None and trained.config is not None
-    file = trained.run_dir / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    score = f", loss {summary['score']:.4f}" if "score" in summary else ""
-    return f"{trained.config['name']}: {summary.get('steps', '?')} steps{score}"
+    publication.publish(cfg)
 
 
 def main() -> None:

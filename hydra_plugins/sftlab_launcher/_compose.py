@@ -16,13 +16,16 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from sftlab import launchers
+from sftlab.common.files import read_json
 from sftlab.config.binding import check
 from sftlab.config.errors import explain
 from sftlab.config.overrides import point_dir, refuse_point_keys
+from sftlab.launchers.launcher import make_launcher
+from sftlab.sweeps import tables
+from sftlab.sweeps.launch import launch as start_points
 from sftlab.sweeps.points import Point
-from sftlab.sweeps.record import Sweep, read_json
-from sftlab.sweeps.watch import come_back, failures, look, wait
+from sftlab.sweeps.record import FILE, Sweep
+from sftlab.sweeps.watch import METRIC, come_back, failures, look, watch
 
 
 class Composer:
@@ -64,7 +67,7 @@ def launch(
     for _, _, other in points:
         if other["launcher"] != options:
             raise ValueError("launcher.* cannot be swept: the points of a sweep are one array of equal jobs")
-    exists = (sweep_dir / "sweep.json").exists()
+    exists = (sweep_dir / FILE).exists()
     name = points[0][2]["name"]
     sweep = Sweep.read(sweep_dir) if exists else Sweep(sweep_dir, str(Path.cwd()), sys.orig_argv, options, name=name)
     if options["dry_run"]:
@@ -72,8 +75,8 @@ def launch(
         return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for _, o, _ in points]
     sweep = sweep.with_points(points)
     sweep.write()
-    launched = launchers.submit([{"num": num} for num in nums], options, sweep_dir)
-    return outcomes(Sweep.read(sweep_dir), nums, queued=[p["job_id"] for p in launched if p["job_id"]])
+    sweep = start_points(sweep, nums, options)
+    return outcomes(sweep, nums, queued=[job for num in nums if (job := sweep.job_id(num))])
 
 
 def point(
@@ -97,12 +100,12 @@ def point(
 
 def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]], options: dict[str, Any]) -> None:
     """Show the script and the points; leave nothing behind but what was there."""
-    print(launchers.launcher(options).script(sweep, [num for num, _, _ in points], sweep.dir.absolute() / "code"))
+    print(make_launcher(options).script(sweep.to_run([num for num, _, _ in points], sweep.folder.absolute() / "code")))
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
-    (sweep.dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked
-    made = [sweep.dir, *(sweep.dir.parents[:2] if sweep.dir.parts[0] == "sweeps" else ())]  # sweeps/<name>/<time>
-    for folder in made:
+    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked
+    made = [sweep.folder, *(sweep.folder.parents[:2] if sweep.folder.parts[0] == "sweeps" else ())]
+    for folder in made:  # sweeps/<name>/<time>
         if not folder.is_dir() or any(folder.iterdir()):
             break
         folder.rmdir()
@@ -111,20 +114,23 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
 def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:
     """Return how the points ended; None as the value of points that were queued and not waited for."""
     console = Console(highlight=False, soft_wrap=True)
-    again = come_back(sweep.dir)
+    again = come_back(sweep.folder)
     if queued:
         ids = " ".join(sorted({job.split("_")[0] for job in queued}, key=int))
-        console.print(f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {ids}; the sweep is {sweep.dir}")
+        console.print(f"{len(nums)} point{'s' * (len(nums) > 1)} queued as job {ids}; the sweep is {sweep.folder}")
     if queued and not sweep.launcher["wait"]:
         console.print(f"see it with\n  {again}")
-        return [
-            JobReturn(overrides=p["overrides"], status=JobStatus.COMPLETED) for p in sweep.points if p["num"] in nums
-        ]
+        entries = [e for e in sweep.entries if e["num"] in nums]
+        return [JobReturn(overrides=e["overrides"], status=JobStatus.COMPLETED) for e in entries]
     try:
-        found = wait(sweep.dir, nums, console) if queued else look(sweep.dir, nums)
+        found = watch(sweep.folder, console, nums=nums) if queued else look(sweep.folder, nums)
     except KeyboardInterrupt:
-        console.print(f"\nthe jobs go on; come back with\n  {again} watch=true\nend them with\n  {again} cancel=true")
+        console.print(
+            f"\nthe jobs carry on; come back with\n  {again} watch=true\nend them with\n  {again} cancel=true"
+        )
         sys.exit(130)
+    if queued:
+        console.print(tables.status(found, METRIC))
     failed = None if all(p.state == "finished" for p in found.points) else PointsFailed(failures(found))
     return [outcome(p, failed) for p in found.points]
 

@@ -14,48 +14,52 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.sftlab_launcher._compose import Composer, point
-from sftlab import launchers
-from sftlab.launchers.local import Local
+from sftlab.launchers.launcher import make_launcher
 from sftlab.launchers.snapshot import snapshot
-from sftlab.sweeps.record import Sweep
+from sftlab.sweeps.record import FILE, Sweep
+
+# The launcher of a search that names none: one process per trial on this machine.
+HERE = {
+    "_target_": "sftlab.launchers.local.Local",
+    "processes_per_node": 1,
+    "parallel_points": 1,
+    "dry_run": False,
+}
 
 
 def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
-    """Run a search, or go on with the one in the sweep's directory; return the best score."""
+    """Run a search, or continue the one in the sweep's directory; return the best score."""
     try:
         import optuna  # noqa: F401
     except ImportError:
         raise ValueError("sweeper=optuna needs Optuna: pip install 'sftlab[optuna]'") from None
     from sftlab.sweeps.search import Search, Settings
-    from sftlab.sweeps.trials import LocalTrials, SlurmTrials, Trials
 
     launcher_node = OmegaConf.to_container(config.launcher, resolve=True)
     assert isinstance(launcher_node, dict)
-    options = {str(key): value for key, value in launcher_node.items()}
     settings = Settings(**config.sweeper, eval_every=config.trainer.eval_every, max_steps=config.trainer.max_steps)
+    options = {str(key): value for key, value in launcher_node.items()} or dict(HERE)
+    if "parallel_points" in options:  # a launcher that divides this machine must know how many trials share it
+        options["parallel_points"] = settings.parallel_trials
+    launcher = make_launcher(options)
+    if launcher.dry_run:
+        raise ValueError("launcher.dry_run=true: a search decides on its points as it goes, there is none to show")
     fixed, space = split(arguments)
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     compose = Composer(loader)
-    if not (folder / "sweep.json").exists():
-        Sweep(folder, str(Path.cwd()), sys.orig_argv, options, name=config.name).write()
 
-    def make_point(num: int, chosen: Sequence[str]) -> None:
-        """Compose and check a trial's config, write its directory and its entry in sweep.json."""
-        Sweep.read(folder).with_points([point(config, compose, folder, num, [*fixed, *chosen])]).write()
+    def make_point(num: int, chosen: Sequence[str]) -> tuple[int, list[str], dict[str, Any]]:
+        """Compose and check the config of a trial."""
+        return point(config, compose, folder, num, [*fixed, *chosen])
 
-    trials: Trials
-    if options.get("_target_", "sftlab.launchers.local.Local") == "sftlab.launchers.local.Local":
-        here = launchers.launcher(options) if options else Local(processes_per_node=1, parallel_points=1, dry_run=False)
-        assert isinstance(here, Local)
-        if here.dry_run:
-            raise ValueError("launcher.dry_run=true: a search decides on its points as it goes, there is none to show")
-        first = point(config, compose, folder, 0, [*fixed, *(f"{name}={example(s)}" for name, s in space.items())])
-        code = snapshot(folder, [first[2]], Path.cwd())
-        trials = LocalTrials(folder, replace(here, parallel_points=settings.parallel_trials), code)
-    else:
-        trials = SlurmTrials(folder, options)
-    return Search(folder, space, settings, trials, make_point).run()
+    first = make_point(0, [f"{name}={example(s)}" for name, s in space.items()])
+    exists = (folder / FILE).exists()
+    sweep = Sweep.read(folder) if exists else Sweep(folder, str(Path.cwd()), sys.orig_argv, name=config.name)
+    sweep = replace(sweep, launcher=options)
+    sweep.write()
+    code = snapshot(folder, [first[2]], Path.cwd())
+    return Search(sweep, space, settings, launcher, code, make_point).run()
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

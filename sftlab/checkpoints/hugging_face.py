@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from sftlab.checkpoints import manifest
-from sftlab.checkpoints.manifest import sync
+from sftlab.common.files import sync
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World

@@ -102,15 +102,6 @@ def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
     return wrong
 
 
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Reader(FileSystemReader):
     """DCP's reader, with an unpickler that knows DCP's own records and nothing else."""
 

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from sftlab.checkpoints import manifest, rng
 from sftlab.checkpoints.hugging_face import SIDECAR
+from sftlab.common.files import sync
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
@@ -252,7 +253,7 @@ class Checkpoints:
         if final.exists():
             self._set_aside(final)
         partial.rename(final)
-        manifest.sync(self.folder)
+        sync(self.folder)
         newest, scores = self.complete(), {}
         for path in newest:
             score = manifest.read(path).get("score")

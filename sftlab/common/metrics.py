@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sftlab.common.files import read_jsonl, write_jsonl
 from sftlab.common.trackers import Tracker
 
 SAMPLES = "samples.jsonl"  # generated answers, beside metrics.jsonl
@@ -83,22 +84,12 @@ class Metrics:
 
 def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
     """Leave in a file of lines those of steps up to `step`, none for step 0, and return them."""
-    kept = [line for line in read_metrics(path) if step and line["step"] <= step]
+    kept = [line for line in read_jsonl(path) if step and line["step"] <= step]
     if path.exists():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_jsonl(path, kept)
     return kept
 
 
 def lower_is_better(name: str) -> bool:
     """Return whether smaller values of a metric are better ones."""
     return name.endswith(("loss", "perplexity", "grad_norm", "peak_gib"))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; none if it is not there, and a torn last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]

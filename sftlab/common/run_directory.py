@@ -5,7 +5,6 @@ finished model lie in it.
 """
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,16 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sftlab.common import secrets
+from sftlab.common.files import read_json, read_yaml, to_yaml, write_whole
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 SUMMARY = "summary.json"
 GIT = "git.json"  # beside a copied package: the commit and the diff that it was copied from
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times faster, where libyaml is there
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 PACKAGES = (
     "sftlab",
     "torch",
@@ -104,8 +100,8 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
         if not idle(folder):
             compare(folder, theirs, config)
     folder.mkdir(parents=True, exist_ok=True)
-    put(folder / CONFIG, yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False))
-    put(folder / OVERRIDES, yaml.dump(list(overrides), Dumper=DUMPER))
+    put(folder / CONFIG, to_yaml(dict(config)))
+    put(folder / OVERRIDES, to_yaml(list(overrides)))
     return theirs
 
 
@@ -163,7 +159,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the resolved config of a run."""
-    config = yaml.load((folder / CONFIG).read_text(), LOADER)
+    config = read_yaml(folder / CONFIG)
     if not isinstance(config, dict):
         raise RunDirError(f"{folder / CONFIG} is not the config of a run")
     return config
@@ -191,7 +187,7 @@ def commit() -> dict[str, str | None]:
     """Return the commit of the code that runs and the diff against it; of a copied package, those of its original."""
     copied = Path(__file__).parents[2] / GIT
     if copied.is_file():
-        record = json.loads(copied.read_text())
+        record = read_json(copied)
         return {key: record[key] for key in ("git_commit", "git_diff")}
     return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
 
@@ -217,9 +213,7 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
 
 def put(path: Path, text: str) -> None:
     """Write a file whole, since a run may be killed at any moment, and without secrets."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(secrets.strike(text))
-    partial.replace(path)
+    write_whole(path, secrets.strike(text))
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -229,7 +223,4 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return the summary of a run that has ended; empty where it has not."""
-    try:
-        return dict(json.loads((folder / SUMMARY).read_text()))
-    except FileNotFoundError:
-        return {}
+    return read_json(folder / SUMMARY)

@@ -44,3 +44,10 @@ def keys_of_option(group: str, option: str) -> set[str]:
     bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
     own = body.get(group, {}) if "@package _global_" in file.read_text() else body
     return set(own).union(*(keys_of_option(group, base) for base in bases))
+
+
+def offer_option(group: str, name: str, node: dict[str, Any]) -> None:
+    """Add an option to a group that no YAML holds, such as the data of a run."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group=group, name=name, node=node)

@@ -78,6 +78,13 @@ def past_hydra(task: Callable[[Any], float | None]) -> Callable[[Any], float | N
     return run
 
 
+def chosen_option(group: str) -> str:
+    """Return the option of a config group that the running command composed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
 def agree_on_start_time(multirun: bool) -> None:
     """Put the time of the start into the environment, from which `run_dir` takes it: one directory for all ranks.
 

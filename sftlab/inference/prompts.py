@@ -1,12 +1,12 @@
 """Prompts: rows of a file to what the model is asked, and its answers to a file that can be gone on with."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sftlab.common.files import write_jsonl
 from sftlab.common.progress import bar
 from sftlab.data.format import Fields, Format
 from sftlab.inference.decoding import Decoding, Prompt, decode
@@ -95,9 +95,7 @@ def answer_file(inference: Inference, requests: Sequence[Request], output: Path,
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             advance(1)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text("".join(json.dumps(done[i], ensure_ascii=False) + "\n" for i in sorted(done)), encoding="utf-8")
-    os.replace(partial, output)
+    write_jsonl(output, [done[i] for i in sorted(done)])
     return len(requests) - len(todo)
 
 

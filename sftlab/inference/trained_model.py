@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sftlab.assets import SCHEME, locate
+from sftlab.common.files import read_yaml
+from sftlab.common.run_directory import CONFIG
 
-CONFIG = "config.yaml"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -189,7 +188,7 @@ def read_config(run_dir: Path | None) -> Mapping[str, Any] | None:
     """Return a run's resolved config."""
     if run_dir is None:
         return None
-    config: Mapping[str, Any] = yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8"))
+    config: Mapping[str, Any] = read_yaml(run_dir / CONFIG)
     return config
 
 

@@ -10,10 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 from sftlab.common import run_directory
-from sftlab.sweeps.record import read_json
+from sftlab.common.files import read_json, read_jsonl, read_yaml
 
 ATTEMPTS = "attempts.jsonl"
 
@@ -48,12 +46,12 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
     """Run the point of a directory on this rank. Raises: Stalled, and whatever the run raises."""
     if rank == 0:
         note_attempt(run_dir, job_id, max_stalled)
-    config = yaml.load((run_dir / run_directory.CONFIG).read_text(), run_directory.LOADER)
+    config = run_directory.read_config(run_dir)
     if config["resume"] == "never":  # the directory was new at submission; what is in it now is this point's own
         config["resume"] = "auto"
     if Path(config["run_dir"]).resolve() != run_dir.resolve():  # the sweep was moved since
         config["run_dir"] = str(run_dir)
-    overrides = yaml.safe_load((run_dir / run_directory.OVERRIDES).read_text())
+    overrides = read_yaml(run_dir / run_directory.OVERRIDES) or []
     from sftlab.training.run import run as run_config
 
     try:
@@ -74,7 +72,7 @@ def note_attempt(run_dir: Path, job_id: str, max_stalled: int) -> None:
     done = sorted(p.name for p in (run_dir / "checkpoints").glob("step_*"))
     step = int(done[-1].removeprefix("step_")) if done else 0
     file = run_dir / ATTEMPTS
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read_jsonl(file)
     stalled = sum(a["step"] == step for a in lines if a["job_id"] == job_id)
     if stalled >= max_stalled:
         message = (

@@ -1,9 +1,10 @@
-"""The local launcher: a point's processes on this machine, no SLURM; one point after another unless told otherwise.
+"""The local launcher: the processes of points on this machine, without SLURM.
 
-Rank 0's console is this terminal's while one point runs at a time. One process that fails ends the others, as with
-srun.
+The console of rank 0 is this terminal's while one point runs at a time. One process that fails ends the others of its
+point, as with srun. Points outlive a killed driver: their process ids lie beside their logs.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -18,51 +19,88 @@ from pathlib import Path
 from typing import IO, Any
 
 from sftlab.common import run_directory
-from sftlab.sweeps.record import Sweep
+from sftlab.common.files import read_json
+from sftlab.launchers.launcher import Points
 
-GRACE_S = 10.0  # from asking a process to end to ending it
+GRACE_S = 10.0  # between asking the other ranks of a failed point to end and ending them
+PATIENCE_S = 120.0  # between asking a point to save and ending it: longer than a step and a checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Local:
     """How many processes a point has, and how many points run at the same time."""
 
     processes_per_node: int
     parallel_points: int
     dry_run: bool
+    wait: bool = field(default=True, init=False)
+    late_s: float = field(default=0.0, init=False)
+    mine: dict[Path, "tuple[int, Processes]"] = field(default_factory=dict, init=False)  # slot and processes
+    asked_s: dict[Path, float] = field(default_factory=dict, init=False)  # when a point was asked to stop
 
     def __post_init__(self) -> None:
         for name in ("processes_per_node", "parallel_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"launcher.{name}={getattr(self, name)}: expected at least 1")
 
-    def submit(self, sweep: Sweep, nums: Sequence[int], code: Path) -> dict[int, str | None]:
-        """Run the points; return once all have ended. A point that fails does not keep the others from running."""
-        waiting, running = list(nums), dict[int, Processes]()
-        # By default SIGTERM would end this process at once, and leave the points behind, training.
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.parallel_points:
-                    slot = min(set(range(self.parallel_points)) - set(running))
-                    running[slot] = self.start(sweep, waiting.pop(0), slot, code)
-                time.sleep(0.05)
-                running = {slot: point for slot, point in running.items() if not self.ended(sweep, point)}
-        finally:
-            for point in running.values():
-                point.end()
-            signal.signal(signal.SIGTERM, before)
-        return dict.fromkeys(nums)
+    @property
+    def at_once(self) -> int:
+        """How many points run at the same time."""
+        return self.parallel_points
 
-    def start(self, sweep: Sweep, num: int, slot: int, code: Path) -> "Processes":
-        """Start one point's processes."""
-        run_dir = sweep.run_dir(num).absolute()
+    def start(self, points: Points) -> dict[int, str | None]:
+        """Start the processes of each point in the lowest free slot, and note their ids for a later driver."""
+        for num, run_dir in points.run_dirs.items():
+            taken = {slot for slot, _ in self.mine.values()}
+            slot = next(i for i in range(len(taken) + 1) if i not in taken)
+            started = self._start(points, num, slot)
+            self.mine[run_dir] = (slot, started)
+            ids = [[process.pid, birth(process.pid)] for process in started.running]
+            noted_file(run_dir).write_text(json.dumps({"host": os.uname().nodename, "processes": ids}))
+        return dict.fromkeys(points.run_dirs)
+
+    def alive(self, run_dir: Path, job_id: str | None = None) -> bool:
+        """Return whether any process of a point is there; end one that was asked to stop and does not."""
+        asked_s = self.asked_s.get(run_dir)
+        if asked_s is not None and time.monotonic() - asked_s > PATIENCE_S:
+            send(run_dir, signal.SIGKILL)
+        if run_dir not in self.mine:
+            return bool(living(run_dir))
+        processes = self.mine[run_dir][1]
+        if not processes.ended():
+            return True
+        del self.mine[run_dir]
+        if processes.first_failed is not None:  # a process that was killed could not say itself that it failed
+            rank, code = processes.first_failed
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            run_directory.note_failure(run_dir, rank, ProcessEnded(f"rank {rank} ended by {how}"))
+        return False
+
+    def stop(self, run_dir: Path, job_id: str | None = None) -> None:
+        """Send SIGTERM to the processes of a point: they save and end."""
+        self.asked_s[run_dir] = time.monotonic()
+        send(run_dir, signal.SIGTERM)
+
+    def interrupted(self) -> str:
+        """Let the points save and end: the terminal that ran them is given back."""
+        for run_dir in self.mine:
+            self.stop(run_dir)
+        while any([self.alive(run_dir) for run_dir in list(self.mine)]):
+            time.sleep(0.1)
+        return "the points that ran have saved and stopped"
+
+    def script(self, points: Points) -> str:
+        """Return the command of each process of a point."""
+        times = f"{self.processes_per_node} processes per point, {self.parallel_points} points at a time"
+        return f"# {times}\nPYTHONPATH={points.code} {' '.join(COMMAND)} {points.sweep_dir}/<num>"
+
+    def _start(self, points: Points, num: int, slot: int) -> "Processes":
         env = os.environ | {
             "WORLD_SIZE": str(self.processes_per_node),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "PYTHONSAFEPATH": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(code), sweep.cwd, os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(points.code), points.cwd, os.environ.get("PYTHONPATH")])),
         }
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -72,26 +110,15 @@ class Local:
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         live = self.parallel_points == 1
-        point = Processes(sweep.dir / ".submitit" / f"local_{num}", str(num))
+        started = Processes(noted_file(points.run_dirs[num]).parent, str(num))
         for rank in range(self.processes_per_node):
             ranked = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            point.start([*COMMAND, str(run_dir)], ranked, sweep.cwd, rank, live and rank == 0)
-        return point
-
-    def ended(self, sweep: Sweep, point: "Processes") -> bool:
-        """Return whether a point has ended. A process that could not say itself that it failed is spoken for."""
-        if not point.ended():
-            return False
-        if point.first_failed is not None:
-            rank, code = point.first_failed
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            run_directory.note_failure(
-                sweep.run_dir(int(point.name)), rank, ProcessEnded(f"rank {rank} ended by {how}")
-            )
-        return True
+            command = [*COMMAND, str(points.run_dirs[num].absolute())]
+            started.start(command, ranked, points.cwd, rank, live and rank == 0)
+        return started
 
     def devices(self, slot: int) -> list[str]:
-        """Return the GPUs of a slot where there are enough for all slots, else none: every point then sees them all."""
+        """Return the GPUs of a slot. Where there are too few for all slots, return none: every point sees them all."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None and shutil.which("nvidia-smi") is None:
             return []
@@ -99,10 +126,33 @@ class Local:
         wanted = self.processes_per_node
         return listed[slot * wanted : (slot + 1) * wanted] if len(listed) >= self.parallel_points * wanted else []
 
-    def script(self, sweep: Sweep, nums: Sequence[int], code: Path) -> str:
-        """Return the command of each process of a point."""
-        times = f"{self.processes_per_node} processes a point, {self.parallel_points} points at a time"
-        return f"# {times}\nPYTHONPATH={code} {' '.join(COMMAND)} {sweep.dir}/<num>"
+
+def noted_file(run_dir: Path) -> Path:
+    """Return the file that notes the process ids of a point."""
+    return run_dir.parent / ".submitit" / f"local_{run_dir.name}" / "processes.json"
+
+
+def living(run_dir: Path) -> list[int]:
+    """Return the process ids of a point that still belong to the processes that were started, on this host."""
+    noted = read_json(noted_file(run_dir))
+    if noted.get("host") != os.uname().nodename:
+        return []
+    return [pid for pid, born in noted["processes"] if born and birth(pid) == born]
+
+
+def send(run_dir: Path, number: signal.Signals) -> None:
+    """Send a signal to the processes of a point that still run."""
+    for pid in living(run_dir):
+        os.kill(pid, number)
+
+
+def birth(pid: int) -> str:
+    """Return when a process began, in the kernel's ticks; nothing for one that is gone or a zombie. Linux only."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 class ProcessEnded(RuntimeError):

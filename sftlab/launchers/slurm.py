@@ -7,21 +7,24 @@ Neither its result files nor its waiting are used: a rank that is killed leaves 
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
 
+from sftlab.launchers import squeue
 from sftlab.launchers.job import Job
+from sftlab.launchers.launcher import LaunchError, Points
 from sftlab.launchers.squeue import NoSlurm
-from sftlab.sweeps.record import Sweep
 
 # Submitit allows so many requeues at a time limit, and in jobs of 10 min or less it takes every preemption for one:
 # Job counts those that brought nothing instead.
 UNLIMITED = 1_000_000
+POLL_S = 2.0  # seconds between two questions to SLURM
 # Of a job or a torchrun that submits: they would reach the new job with sbatch's copy of the environment.
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
@@ -36,7 +39,7 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         return 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Slurm:
     """How a point's job looks. None leaves an option out of the script."""
 
@@ -58,6 +61,10 @@ class Slurm:
     max_stalled: int
     wait: bool
     dry_run: bool
+    late_s: float = field(default=10.0, init=False)
+    states: dict[str, squeue.Job] = field(default_factory=dict, init=False)  # of the jobs that were asked about
+    unknown: dict[str, int] = field(default_factory=dict, init=False)  # how often in a row SLURM did not know a job
+    asked_s: float = field(default=-POLL_S, init=False)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "processes_per_node", "timeout_min", "max_stalled"):
@@ -69,39 +76,69 @@ class Slurm:
                 f"launcher.timeout_min={self.timeout_min}: a job would be told to stop as it starts"
             )
 
-    def submit(self, sweep: Sweep, nums: Sequence[int], code: Path) -> dict[int, str | None]:
-        """Queue the points as one array (one job, if it is one point); return their job ids."""
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    @property
+    def at_once(self) -> None:
+        """The queue decides how many points run at the same time."""
+        return None
 
-        from sftlab.launchers import LaunchError
+    def start(self, points: Points) -> dict[int, str | None]:
+        """Queue the points as one array (one job, if it is one point); return their job ids.
+
+        Raises: NoSlurm if there is no sbatch, LaunchError if sbatch refuses.
+        """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         if shutil.which("sbatch") is None:
             raise NoSlurm(
                 "sbatch: no such program here. Submit from a machine with the SLURM clients, try launcher=local, "
                 "or start a cluster on this machine (slurm/README.md)"
             )
-        executor = self.executor(sweep, code)
-        points = [Job(str(sweep.run_dir(num).absolute()), self.max_stalled) for num in nums]
+        executor = self.executor(points)
+        jobs = [Job(str(run_dir.absolute()), self.max_stalled) for run_dir in points.run_dirs.values()]
         try:
             with clean_environment():
-                jobs = executor.submit_array(points)
+                queued = executor.submit_array(jobs)
         except (FailedJobError, FailedSubmissionError) as error:
             raise LaunchError(f"sbatch refused the jobs, nothing is queued: {str(error).strip()}") from None
-        return {num: job.job_id for num, job in zip(nums, jobs, strict=True)}
+        self.asked_s = -POLL_S  # so that the next look asks SLURM
+        return {num: job.job_id for num, job in zip(points.run_dirs, queued, strict=True)}
 
-    def script(self, sweep: Sweep, nums: Sequence[int], code: Path) -> str:
+    def alive(self, run_dir: Path, job_id: str | None) -> bool:
+        """Return whether a job waits or runs; True while SLURM does not answer."""
+        if job_id is None:
+            return False
+        self.states.setdefault(job_id, squeue.Job("PENDING"))
+        if time.monotonic() - self.asked_s >= POLL_S:
+            self.asked_s = time.monotonic()
+            try:
+                self.states |= squeue.states(job for job, state in self.states.items() if not state.ended)
+            except NoSlurm:  # a controller that restarts is away for minutes; the jobs carry on
+                return True
+            for job, state in self.states.items():
+                self.unknown[job] = self.unknown.get(job, 0) + 1 if state.state == squeue.UNKNOWN else 0
+        return not self.states[job_id].ended and self.unknown.get(job_id, 0) < squeue.FORGOTTEN_POLLS
+
+    def stop(self, run_dir: Path, job_id: str | None) -> None:
+        """Cancel a job: SLURM sends SIGTERM first."""
+        squeue.cancel([job_id] if job_id else [])
+
+    def interrupted(self) -> str:
+        """Leave the jobs alone."""
+        return "the jobs carry on"
+
+    def script(self, points: Points) -> str:
         """Return the sbatch script."""
-        executor = self.executor(sweep, code)
-        if len(nums) > 1:
-            executor.parameters["map_count"] = len(nums)
+        executor = self.executor(points)
+        if len(points.run_dirs) > 1:
+            executor.parameters["map_count"] = len(points.run_dirs)
         text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
         return text
 
-    def executor(self, sweep: Sweep, code: Path) -> Executor:
+    def executor(self, points: Points) -> Executor:
         """Return Submitit's executor with these options."""
-        executor = Executor(sweep.dir.absolute() / ".submitit/%j", max_num_timeout=UNLIMITED, python=self.python)
+        executor = Executor(points.sweep_dir.absolute() / ".submitit/%j", max_num_timeout=UNLIMITED, python=self.python)
         options = {
-            "job_name": sweep.name,
+            "job_name": points.name,
             "nodes": self.nodes,
             "ntasks_per_node": self.processes_per_node,
             "time": self.timeout_min,
@@ -118,9 +155,9 @@ class Slurm:
         executor.update_parameters(
             **options,
             array_parallelism=self.array_parallelism or UNLIMITED,
-            setup=self.shell_lines(sweep, code),
+            setup=self.shell_lines(points),
             srun_args=["--kill-on-bad-exit=1"],  # one rank gone, the others would wait in a collective for ever
-            additional_parameters=({} if sweep.cwd == os.getcwd() else {"chdir": sweep.cwd}) | self.extra(),
+            additional_parameters=({} if points.cwd == os.getcwd() else {"chdir": points.cwd}) | self.extra(),
         )
         return executor
 
@@ -129,9 +166,9 @@ class Slurm:
         given = self.sbatch or {}
         return {key.replace("_", "-"): value for key, value in given.items() if value not in (None, False)}
 
-    def shell_lines(self, sweep: Sweep, code: Path) -> list[str]:
+    def shell_lines(self, points: Points) -> list[str]:
         """Return the lines before srun: what the user wants, then what makes the ranks run the copied code."""
-        path = f"{shlex.quote(str(code))}:{shlex.quote(sweep.cwd)}"
+        path = f"{shlex.quote(str(points.code))}:{shlex.quote(points.cwd)}"
         lines = [f"unset {' '.join(FOREIGN)}", *self.setup]
         # -m puts the working directory first, where an edited checkout may lie; safe path leaves it to PYTHONPATH
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]

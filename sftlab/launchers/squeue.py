@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 FIELDS = "%i|%T|%L|%r"
 UNKNOWN = "UNKNOWN"
+FORGOTTEN_POLLS = 5  # after so many unknown answers in a row SLURM will not remember the job
 # In these a job has no more to say. The rest (PENDING, RUNNING, REQUEUED, COMPLETING, SUSPENDED, ...) may still change;
 # PREEMPTED and NODE_FAIL too, where the job is requeued, and then squeue says PENDING soon after.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL")

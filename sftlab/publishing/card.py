@@ -10,9 +10,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sftlab.assets import SCHEME
+from sftlab.common.files import read_json, read_jsonl
+from sftlab.common.words import duration
 from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative, relative_tree
-from sftlab.training.console import duration
 
 TEMPLATE = Path(__file__).with_name("card.md")
 GROUPS = ("optim", "schedule", "peft", "parallel")
@@ -114,7 +115,7 @@ def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 def during_training(run_dir: Path, answers: int | None) -> Iterator[dict[str, Any]]:
     """Yield a table of the validation scores before training and at its end; `answers` were generated."""
-    lines = [m for m in read_lines(run_dir / "metrics.jsonl") if any(key.startswith("val/") for key in m)]
+    lines = [m for m in read_jsonl(run_dir / "metrics.jsonl") if any(key.startswith("val/") for key in m)]
     if not lines:
         return
     first, last = lines[0], lines[-1]
@@ -234,13 +235,3 @@ def python_text(text: str, width: int = 96) -> str:
 def number(value: float | None) -> str:
     """Return a score for a table."""
     return "" if value is None else f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON file's object; an empty one where there is no file."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file; none where there is no file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from sftlab.publishing.card import make_card, read_lines
+from sftlab.common.files import read_jsonl
+from sftlab.publishing.card import make_card
 from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative_tree
 from sftlab.publishing.plot import loss_plot
@@ -36,7 +37,7 @@ def stage(
     partial = run_dir / ".publish.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(model, partial, copy_function=link_or_copy, ignore=shutil.ignore_patterns("README.md"))
-    plot = loss_plot(read_lines(run_dir / "metrics.jsonl"))
+    plot = loss_plot(read_jsonl(run_dir / "metrics.jsonl"))
     if plot is not None:
         (partial / PLOT).write_text(plot, encoding="utf-8")
     repeatable = yaml.safe_dump(relative_tree(dict(config), run_dir), sort_keys=False, allow_unicode=True)

@@ -5,7 +5,6 @@ answer with the format's scores where there are references. Everything else foll
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from sftlab.common.files import read_jsonl, write_jsonl
 from sftlab.common.progress import bar
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
@@ -59,7 +59,7 @@ class Measurement:
             self.world.barrier()
             if self.world.is_main:
                 done = read_parts(folder)
-                write_lines(path, [done[i] for i in range(len(self.examples))])
+                write_jsonl(path, [done[i] for i in range(len(self.examples))])
                 for old in folder.glob("*.jsonl"):
                     old.unlink()
             done = self.world.broadcast(done)
@@ -74,12 +74,12 @@ class Measurement:
             for old in (path, *folder.glob("*.jsonl")):
                 old.unlink(missing_ok=True)
             stamp.write_text(now, encoding="utf-8")
-        done = read_parts(folder) | {line["index"]: line for line in read_lines(path)}
+        done = read_parts(folder) | {line["index"]: line for line in read_jsonl(path)}
         if len(done) < len(self.examples):  # one file of what is there, so that no torn line is written on to
             for part in folder.glob("*.jsonl"):
                 part.unlink()
             if done:
-                write_lines(folder / "earlier.jsonl", list(done.values()))
+                write_jsonl(folder / "earlier.jsonl", list(done.values()))
         return done
 
     def _mine(self, todo: Sequence[int]) -> list[int]:
@@ -146,20 +146,6 @@ def endings(examples: Sequence[Example], tokenizer: Any) -> frozenset[int]:
     return frozenset(int(e.tokens[-1]) for e in examples if e.supervised[-1] and int(e.tokens[-1]) in special)
 
 
-def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a file, none where it is not there; a torn last line is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-
-
 def read_parts(folder: Path) -> dict[int, Line]:
     """Return the lines that all ranks wrote, by index."""
-    return {line["index"]: line for part in sorted(folder.glob("*.jsonl")) for line in read_lines(part)}
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write lines as a whole file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    return {line["index"]: line for part in sorted(folder.glob("*.jsonl")) for line in read_jsonl(part)}

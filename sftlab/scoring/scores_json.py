@@ -1,7 +1,5 @@
 """What an evaluation leaves behind and shows: scores.json, and the same as a table."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sftlab.common.files import write_json
 from sftlab.scoring.bootstrap import differences, scores_of
 
 Line = Mapping[str, Any]
@@ -34,9 +33,7 @@ def compare(
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write scores.json whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(dict(report), indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, report)
 
 
 def show(title: str, report: Mapping[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """best.yaml: an experiment file that runs a sweep's winner again."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sftlab.common.files import write_whole
 
 # Where and how a run ran, not what it computed.
 LEFT_OUT = ("run_dir", "resume", "launcher", "sweeper")
@@ -25,9 +26,7 @@ class Choice:
 def write(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
     """Write best.yaml into a sweep's folder, with a link where `--config-dir` finds experiments; return its path."""
     file = folder / "best.yaml"
-    partial = folder / f".best.yaml.{os.getpid()}"
-    partial.write_text(text(folder, choices, about), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, text(folder, choices, about))
     link = folder / "experiment" / "best.yaml"
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():

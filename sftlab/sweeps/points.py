@@ -8,21 +8,18 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sftlab.common.metrics import lower_is_better, read_metrics
+from sftlab.common.files import read_json, read_jsonl, read_yaml
+from sftlab.common.metrics import lower_is_better
 from sftlab.launchers.squeue import ENDED, UNKNOWN, Job
 
 TAIL_BYTES = 1 << 18
 SILENT_S = 300.0  # without a job to ask, a point that has written nothing for so long is taken for dead
 UNFINISHED = ("failed", "stopped", "silent", "missing", *(state.lower() for state in ENDED))
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times faster, where libyaml is there
 
 
 @dataclass(frozen=True)
@@ -46,35 +43,15 @@ class Point:
         """Return the overrides as {key: text}; the + and ~ of Hydra's grammar are left out."""
         return dict(split(o) for o in self.overrides)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the point will not change by itself any more."""
+        return self.state in ("finished", "pruned", *UNFINISHED)
+
     def value(self, metric: str, score: str = "last") -> float | None:
         """Return the last or the best value of a metric, None before there is a finite one."""
         found = (self.best if score == "best" else self.last).get(metric)
         return found if found is not None and math.isfinite(found) else None
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's directory, what sweep.json says of it (nothing, for points run in process), and its points."""
-
-    folder: Path
-    record: Mapping[str, Any]
-    points: Sequence[Point]
-
-    @property
-    def is_search(self) -> bool:
-        """Return whether Optuna proposed the points."""
-        return (self.folder / "optuna.jsonl").exists()
-
-    @cached_property
-    def swept(self) -> list[str]:
-        """Return the names of the overrides in which points differ, in the order in which they were given."""
-        settings = [p.settings for p in self.points if p.overrides or p.state != "missing"]
-        names = dict.fromkeys(name for s in settings for name in s)
-        return [n for n in names if len({s.get(n) for s in settings}) > 1]
-
-    def chosen(self, point: Point) -> dict[str, str]:
-        """Return a point's values of what was swept."""
-        return {name: point.settings.get(name, "") for name in self.swept}
 
 
 def split(override: str) -> tuple[str, str]:
@@ -83,36 +60,9 @@ def split(override: str) -> tuple[str, str]:
     return key.lstrip("+~"), value
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return sweep.json; an empty record where there is none. Raises: ValueError if the folder is no sweep's."""
-    if not folder.is_dir():
-        raise ValueError(f"dir={folder}: no such folder; expected a sweep's, as sweeps/<name>/<time>")
-    record = read_json(folder / "sweep.json")
-    if not record and not (folder / "multirun.yaml").is_file() and not numbered(folder):
-        raise ValueError(f"dir={folder} is no sweep's folder: it has neither sweep.json nor points 0, 1, ...")
-    return record
-
-
 def numbered(folder: Path) -> list[int]:
     """Return the job numbers whose folders are there."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
-
-
-def read(
-    folder: Path,
-    record: Mapping[str, Any],
-    jobs: Mapping[str, Job] | None = None,
-    planned: Sequence[Sequence[str]] = (),
-) -> Sweep:
-    """Return the sweep in `folder` as it is now.
-
-    `jobs` is SLURM's word by job id; `planned` the overrides of each point where there is no sweep.json.
-    """
-    known: dict[int, dict[str, Any]] = {n: {"overrides": o} for n, o in enumerate(planned)}
-    known |= {n: known.get(n, {}) for n in numbered(folder)}
-    known |= {int(p["num"]): p for p in record.get("points", ())}
-    points = [read_point(folder, num, entry, jobs or {}) for num, entry in sorted(known.items())]
-    return Sweep(folder, record, points)
 
 
 def read_point(folder: Path, num: int, entry: Mapping[str, Any], jobs: Mapping[str, Job]) -> Point:
@@ -200,46 +150,29 @@ def tail(file: Path, most: int = TAIL_BYTES) -> str:
 
 def series(folder: Path, metric: str) -> list[tuple[int, float]]:
     """Return every (step, value) of a metric in a run's metrics.jsonl; a step written twice counts as written last."""
-    found = {line["step"]: line[metric] for line in read_metrics(folder / "metrics.jsonl") if metric in line}
+    found = {line["step"]: line[metric] for line in read_jsonl(folder / "metrics.jsonl") if metric in line}
     return sorted((step, value) for step, value in found.items() if math.isfinite(value))
 
 
 def samples(folder: Path, newest: bool = True) -> list[dict[str, Any]]:
     """Return the generated answers of a run's last (or first) evaluation; none where none were recorded."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in read_metrics(folder / "samples.jsonl"):
+    for line in read_jsonl(folder / "samples.jsonl"):
         found[line["step"], line["id"]] = line
     wanted = (max if newest else min)((step for step, _ in found), default=0)
     return [line for (step, _), line in found.items() if step == wanted]
 
 
-def tracebacks(sweep: Sweep, point: Point) -> list[tuple[str, str]]:
+def tracebacks(sweep_dir: Path, point: Point) -> list[tuple[str, str]]:
     """Return (log file, its last traceback) of every log of a point that has one: its train.log and its ranks' own."""
     logs = [point.folder / "train.log"]
     for stem in (point.job_id, f"local_{point.num}"):
-        logs += sorted((sweep.folder / ".submitit").glob(f"{stem}/*_log.err")) if stem else []
-        logs += sorted((sweep.folder / ".submitit").glob(f"*/{stem}_*_log.err")) if stem else []
+        logs += sorted((sweep_dir / ".submitit").glob(f"{stem}/*_log.err")) if stem else []
+        logs += sorted((sweep_dir / ".submitit").glob(f"*/{stem}_*_log.err")) if stem else []
     found = {}
     for log in logs:
         text = tail(log)
         at = text.rfind("Traceback (most recent call last)")
         if at >= 0:
-            found[str(log.relative_to(sweep.folder))] = text[at:].strip()
+            found[str(log.relative_to(sweep_dir))] = text[at:].strip()
     return list(found.items())
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where the file is missing or not whole."""
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def read_yaml(file: Path) -> Any:
-    """Return what a YAML file holds, None where it is missing."""
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), LOADER)
-    except OSError:
-        return None

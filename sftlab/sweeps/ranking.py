@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sftlab.common.metrics import lower_is_better
-from sftlab.sweeps.points import Point, Sweep
+from sftlab.sweeps.points import Point
+from sftlab.sweeps.record import Sweep
 
 SEEDS = ("seed",)  # swept to see the noise, not to be chosen
 MOST_LEVELS = 6  # a numeric hyperparameter with more values than this is cut into quarters by rank

@@ -9,7 +9,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
+from sftlab.common.files import read_json
 from sftlab.common.metrics import lower_is_better
-from sftlab.sweeps import points
+from sftlab.launchers.launcher import Launcher
+from sftlab.sweeps.points import series
 from sftlab.sweeps.record import Sweep
-from sftlab.sweeps.trials import Trials
 
 JOURNAL = "optuna.jsonl"
 POLL_S = 0.5
+MakePoint = Callable[[int, Sequence[str]], tuple[int, Sequence[str], Mapping[str, Any]]]
 FAILED_IN_A_ROW = 5  # trials; then the fault is not theirs
 
 
@@ -77,22 +79,26 @@ class Running:
 
 
 class Search:
-    """Propose, start, watch, prune and judge trials up to `n_trials`. `make_point` writes a trial's directory."""
+    """Propose, start, watch, prune and judge trials up to `n_trials`. `make_point` returns a trial as
+    Sweep.with_points takes it, and `code` is the copy of the code that all trials run."""
 
     def __init__(
         self,
-        folder: Path,
+        sweep: Sweep,
         space: Mapping[str, BaseDistribution],
         settings: Settings,
-        trials: Trials,
-        make_point: Callable[[int, Sequence[str]], None],
+        launcher: Launcher,
+        code: Path,
+        make_point: MakePoint,
         say: Callable[[str], None] = lambda text: print(text, flush=True),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.folder = folder
+        self.sweep = sweep
+        self.folder = sweep.folder
         self.space = dict(space)
         self.settings = settings
-        self.trials = trials
+        self.launcher = launcher
+        self.code = code
         self.make_point = make_point
         self.say = say
         self.running: dict[int, Running] = {}
@@ -133,7 +139,7 @@ class Search:
                         self.observe(num)
             except KeyboardInterrupt:
                 self.say(
-                    f"{self.trials.interrupted()}; go on with the same command and\n  hydra.sweep.dir={self.folder}"
+                    f"{self.launcher.interrupted()}; go on with the same command and\n  hydra.sweep.dir={self.folder}"
                 )
                 raise
         return self.result()
@@ -154,24 +160,36 @@ class Search:
                 continue
             num, pruned = frozen.number, bool(frozen.user_attrs.get("pruned"))
             self.running[num] = Running(trial, set(frozen.intermediate_values), pruned)
-            if not (self.folder / str(num) / "config.yaml").exists() or num not in self.recorded():
-                self.make_point(num, self.overrides(frozen.params))
-            status = points.read_json(self.folder / str(num) / "summary.json").get("status")
-            if not self.trials.alive(num) and status not in ("finished", "failed") and not pruned:
+            known = num in {entry["num"] for entry in self.sweep.entries}
+            if not known or not (self.folder / str(num) / "config.yaml").exists():
+                self.write_point(num, self.overrides(frozen.params))
+            status = read_json(self.folder / str(num) / "summary.json").get("status")
+            if not self.alive(num) and status not in ("finished", "failed") and not pruned:
                 self.say(f"trial {num}  started again")
-                self.trials.start(num)
+                self.start(num)
 
-    def recorded(self) -> set[int]:
-        """Return the points that sweep.json knows."""
-        return {int(p["num"]) for p in Sweep.read(self.folder).points}
+    def write_point(self, num: int, chosen: Sequence[str]) -> None:
+        """Write the directory of a trial and its entry in sweep.json."""
+        self.sweep = self.sweep.with_points([self.make_point(num, chosen)])
+        self.sweep.write()
+
+    def start(self, num: int) -> None:
+        """Start a trial whose directory is written, and record its job."""
+        job_ids = self.launcher.start(self.sweep.to_run([num], self.code))
+        self.sweep = self.sweep.with_jobs(self.sweep.launcher, job_ids)
+        self.sweep.write()
+
+    def alive(self, num: int) -> bool:
+        """Return whether a trial waits or runs."""
+        return self.launcher.alive(self.sweep.run_dir(num), self.sweep.job_id(num))
 
     def begin(self) -> None:
         """Propose a trial and start it."""
         trial = self.study.ask(self.space)
         chosen = self.overrides(trial.params)
         try:
-            self.make_point(trial.number, chosen)
-            self.trials.start(trial.number)
+            self.write_point(trial.number, chosen)
+            self.start(trial.number)
         except Exception:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
@@ -181,8 +199,8 @@ class Search:
     def observe(self, num: int) -> None:
         """Tell Optuna what a trial has measured since; stop it if it falls behind, judge it if it has ended."""
         live = self.running[num]
-        alive = self.trials.alive(num)  # asked before its files are read, or its last ones could be missed
-        scores = [(s, v) for s, v in points.series(self.folder / str(num), self.settings.metric) if s > 0]
+        alive = self.alive(num)  # asked before its files are read, or its last ones could be missed
+        scores = [(s, v) for s, v in series(self.folder / str(num), self.settings.metric) if s > 0]
         for step, value in scores:
             if step not in live.reported:
                 live.reported.add(step)
@@ -191,15 +209,15 @@ class Search:
         if alive and scores and not done and not live.pruned and live.trial.should_prune():
             live.trial.set_user_attr("pruned", True)
             live.pruned = True
-            self.trials.stop(num)
+            self.launcher.stop(self.sweep.run_dir(num), self.sweep.job_id(num))
         if not alive:
             self.judge(num, live, scores)
 
     def judge(self, num: int, live: Running, scores: Sequence[tuple[int, float]]) -> None:
         """Tell Optuna how a trial ended, once its summary is there or will not come any more."""
-        summary = points.read_json(self.folder / str(num) / "summary.json")
+        summary = read_json(self.folder / str(num) / "summary.json")
         live.ended_s = live.ended_s or time.monotonic()
-        if not summary and time.monotonic() - live.ended_s < self.trials.late_s:
+        if not summary and time.monotonic() - live.ended_s < self.launcher.late_s:
             return
         del self.running[num]
         value = summary.get("last", {}).get(self.settings.metric)
@@ -209,7 +227,8 @@ class Search:
             self.say(f"trial {num}  finished  {self.settings.metric} {value:.5g}")
         elif live.pruned:
             self.study.tell(live.trial, state=TrialState.PRUNED)
-            self.mark_pruned(num)
+            self.sweep = self.sweep.with_pruned(num)
+            self.sweep.write()
             self.say(f"trial {num}  pruned at step {scores[-1][0]}, {self.settings.metric} {scores[-1][1]:.5g}")
         else:
             self.study.tell(live.trial, state=TrialState.FAIL)
@@ -218,11 +237,6 @@ class Search:
             self.say(f"trial {num}  failed  {why}")
             if self.failed_in_a_row >= FAILED_IN_A_ROW:
                 raise ValueError(f"the last {FAILED_IN_A_ROW} trials all failed; the last: {why}")
-
-    def mark_pruned(self, num: int) -> None:
-        """Write into sweep.json that a point was stopped on purpose."""
-        sweep = Sweep.read(self.folder)
-        replace(sweep, points=[p | {"pruned": True} if p["num"] == num else p for p in sweep.points]).write()
 
     def result(self) -> float:
         """Say what came of it, and return the best score."""

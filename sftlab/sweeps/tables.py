@@ -5,17 +5,13 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from sftlab.sweeps.points import UNFINISHED, Point, Sweep
+from sftlab.common.words import duration
+from sftlab.sweeps.points import UNFINISHED
 from sftlab.sweeps.ranking import Group, Importance
-from sftlab.training.console import duration
+from sftlab.sweeps.record import Sweep
 
 COLOURS = {"finished": "green", "running": "cyan", "pending": "yellow", "pruned": "dim"}
 SHOWN_LINES = 3
-
-
-def ended(point: Point) -> bool:
-    """Return whether a point will not change by itself any more."""
-    return point.state in ("finished", "pruned", *UNFINISHED)
 
 
 def status(sweep: Sweep, metric: str) -> Table:

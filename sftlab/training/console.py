@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftlab.common.secrets import strike
+from sftlab.common.words import duration, end_of, one_line
 
 if TYPE_CHECKING:  # it brings torch, and commands that only show something take words from here
     from sftlab.training.validation import Sample
@@ -100,7 +101,7 @@ class Console:
         for s in spread[:SHOWN_SAMPLES]:
             before = self.first_samples.get(s.id, s)
             lines = (("before", before.answer), ("after", s.answer), ("expected", s.references[0]))
-            self.say("\n".join(["", tail(s.prompt), *(f"{name:>10}  {short(text)}" for name, text in lines)]))
+            self.say("\n".join(["", end_of(s.prompt), *(f"{name:>10}  {one_line(text)}" for name, text in lines)]))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -114,26 +115,6 @@ class Console:
         if self.log:
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {strike(text)}\n")
             self.log.flush()
-
-
-def short(text: str, most: int = 160) -> str:
-    """Return the text on one line, cut to `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
-
-
-def tail(text: str, most: int = 480) -> str:
-    """Return the end of a text, on one line: in a prompt, what is asked comes last."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else "... " + line[4 - most :].partition(" ")[2]
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: 48 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def complain(text: str) -> None:

