@@ -9,11 +9,11 @@ from sftlab.config import start
 
 def export(cfg: DictConfig) -> None:
     """Export one checkpoint of `run`, the newest without `step`; prints where it lies."""
-    from sftlab.checkpoints.manifest import PREFIX, complete
+    from sftlab.checkpoints.manifest import PREFIX, complete_checkpoints
     from sftlab.inference.trained_model import export_checkpoint
 
     run = Path(str(cfg.run)).expanduser()
-    checkpoints = {int(p.name.removeprefix(PREFIX)): p for p in complete(run / "checkpoints")}
+    checkpoints = {int(p.name.removeprefix(PREFIX)): p for p in complete_checkpoints(run / "checkpoints")}
     if not checkpoints:
         raise ValueError(f"run={cfg.run}: expected a run's directory; there is no checkpoint in {run / 'checkpoints'}")
     step = max(checkpoints) if cfg.step is None else cfg.step

@@ -26,21 +26,21 @@ def generate(cfg: DictConfig) -> None:
 
     import torch
 
-    from sftlab.inference.decoding import Decoding
-    from sftlab.inference.loaded_model import Inference
+    from sftlab.inference.decoding import DecodingSettings
+    from sftlab.inference.loaded_model import LoadedModel
     from sftlab.inference.trained_model import resolve
     from sftlab.training.build import component
     from sftlab.training.run import quiet_transformers
 
-    how = Decoding(**{key: given[key] for key in DECODING})
+    decoding = DecodingSettings(**{key: given[key] for key in DECODING})
     trained = resolve(given["run"])
     quiet_transformers()
     format = component("data.format", trained.format) if trained.format else None
-    inference = Inference.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = LoadedModel.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if given["chat"]:
-        talk(inference, given, how)
+        talk(loaded, given, decoding)
     elif given["prompts"] is not None:
-        answer(inference, format, given, how)
+        answer(loaded, format, given, decoding)
     else:
         from sftlab.inference.decoding import decode
         from sftlab.inference.prompts import request
@@ -48,9 +48,9 @@ def generate(cfg: DictConfig) -> None:
         fields = given["fields"] or {"prompt": text_of(given["prompt"])}
         if given["fields"] and format is None:
             raise ValueError(f"fields: run={given['run']} names a model without its run's text format: use prompt=")
-        asked_for = request(inference, fields, format)
-        ((_, tokens),) = decode(inference.scorer, [asked_for.tokens], how, inference.ends)
-        print(inference.text(tokens).strip())
+        asked_for = request(loaded, fields, format)
+        ((_, tokens),) = decode(loaded.scorer, [asked_for.tokens], decoding, loaded.ends)
+        print(loaded.decode_text(tokens).strip())
 
 
 def text_of(prompt: str) -> str:
@@ -58,29 +58,27 @@ def text_of(prompt: str) -> str:
     return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
 
 
-def talk(inference: Any, given: dict[Any, Any], how: Any) -> None:
+def talk(loaded: Any, given: dict[Any, Any], decoding: Any) -> None:
     """Hold a conversation, or answer one message."""
     from sftlab.inference.chat import converse, opening, show, stream, typed
 
     messages = opening(given["system"])
-    inference.encode_chat(
-        [*messages, {"role": "user", "content": ""}]
-    )  # a missing template is said before the first turn
+    loaded.encode_chat([*messages, {"role": "user", "content": ""}])  # a missing template is said before the first turn
     if given["prompt"] is None:
-        converse(inference, typed(), how, messages)
+        converse(loaded, typed(), decoding, messages)
     else:
-        stream(inference, [*messages, {"role": "user", "content": text_of(given["prompt"])}], how, show)
+        stream(loaded, [*messages, {"role": "user", "content": text_of(given["prompt"])}], decoding, show)
         show("\n")
 
 
-def answer(inference: Any, format: Any, given: dict[Any, Any], how: Any) -> None:
+def answer(loaded: Any, format: Any, given: dict[Any, Any], decoding: Any) -> None:
     """Answer a file of prompts."""
     from sftlab.inference.prompts import answer_file, read_requests
 
-    requests = read_requests(inference, Path(given["prompts"]).expanduser(), format)
+    requests = read_requests(loaded, Path(given["prompts"]).expanduser(), format)
     settings = {key: given[key] for key in ("run", *DECODING) if key != "batch_size"}
     output = Path(given["output"]).expanduser()
-    before = answer_file(inference, requests, output, how, settings)
+    before = answer_file(loaded, requests, output, decoding, settings)
     print(f"{len(requests)} answers in {output}" + (f", {before} of them from before" if before else ""))
 
 

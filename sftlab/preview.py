@@ -12,9 +12,9 @@ def preview(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     own = {key: config.pop(key) for key in OWN}
-    from sftlab.training.preview import show
+    from sftlab.training.preview import show_preview
 
-    show({str(k): v for k, v in config.items()}, own)
+    show_preview({str(k): v for k, v in config.items()}, own)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def sweep(cfg: DictConfig) -> None:
         console.print(f"what runs carries on; come back with\n  {come_back(folder)} watch=true")
         found = look(folder, planned=listed)
     console.print(tables.status(found, cfg.metric))
-    answer.show(found, cfg.metric, cfg.score, cfg.report, console)
+    answer.show_answer(found, cfg.metric, cfg.score, cfg.report, console)
     if any(p.num in retried and p.ended and p.state != "finished" for p in found.points):
         sys.exit(1)
 

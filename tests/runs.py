@@ -30,7 +30,7 @@ def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str
                 f"data.val_path={data[1]}",
                 "trainer.batch_size=12",
                 "optim.lr=0.01",
-                "evaluation.answers=2",
+                "evaluation.num_answers=2",
                 "evaluation.max_new_tokens=3",
                 "tracker=none",
                 *overrides,

@@ -170,7 +170,7 @@ def train(folder: Path, model: Path, data: tuple[Path, Path], *arguments: str, r
         "optim.lr": "0.003",
         "trainer.batch_size": 6,
         "trainer.max_steps": 8,
-        "evaluation.answers": 4,
+        "evaluation.num_answers": 4,
         "evaluation.max_new_tokens": 4,
     }
     given = {a.partition("=")[0] for a in arguments}

@@ -130,8 +130,8 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
     path = squad_file(args.squad, folder, args.limit or 20_000)
     tokenizer = load_tokenizer(args.tokenizer)
     format = Squad()
-    rows = list(open_source(str(path), None, format.rows).read(0, args.limit or 10**9))
-    texts = [(lambda t: t.prompt + t.completion)(format.text(r)) for r in rows]
+    rows = list(open_source(str(path), None, format.rows).read_rows(0, args.limit or 10**9))
+    texts = [(lambda t: t.prompt + t.completion)(format.to_text(r)) for r in rows]
     own_cache(folder / "first")
     store(open_source(str(path), None, format.rows), format, tokenizer, limit=100, num_workers=1)  # imports, page cache
     ours, theirs = [], []
@@ -151,7 +151,7 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
 
 def warm(args: argparse.Namespace, folder: Path) -> None:
     """From a warm cache to the first step laid out, the report included. Wanted: under 5 s."""
-    from sftlab.data.loader import Arranger, Loader
+    from sftlab.data.loader import Loader, RowLayout
     from sftlab.data.plan import Plan
     from sftlab.data.report import report
     from sftlab.training.run import REPORTED_STEPS
@@ -163,8 +163,8 @@ def warm(args: argparse.Namespace, folder: Path) -> None:
     for i in progress("starting", range(args.repeats + 1), args.repeats + 1):
         began = time.perf_counter()
         train = squad(path, tokenizer, limit=args.limit)
-        loader = Loader(train, Plan(train.groups, 64, i), Arranger("tree", 4096, 1, 0, 1, 0), train.lengths)
-        report(train, None, loader.plan, loader.arranger, REPORTED_STEPS)
+        loader = Loader(train, Plan(train.groups, 64, i), RowLayout("tree", 4096, 1, 0, 1, 0), train.lengths)
+        report(train, None, loader.plan, loader.row_layout, REPORTED_STEPS)
         next(loader.steps(1, 1))
         times.append(time.perf_counter() - began)
     tell("warm", examples=len(train), cold_s=times[0], warm_s=statistics.median(times[1:]), wanted="warm_s < 5")
@@ -246,7 +246,7 @@ def padding(args: argparse.Namespace, folder: Path) -> None:
     """Padding's share of the tokens through the model on GSM8K, batch 64, row_length 2048. Wanted: under 3 %."""
     from sftlab.data.dataset import Data
     from sftlab.data.formats.gsm8k import Gsm8k
-    from sftlab.data.loader import Arranger, Loader
+    from sftlab.data.loader import Loader, RowLayout
     from sftlab.data.plan import Plan
 
     path = gsm8k_file(args.gsm8k, folder, args.limit or 7473)
@@ -255,7 +255,7 @@ def padding(args: argparse.Namespace, folder: Path) -> None:
     made = Plan(train.groups, 64, 0, True, False)
     for layout in ("tree", "packed"):
         for fixed in (False, True):
-            each = Loader(train, made, Arranger(layout, 2048, 1, 0, 1, 0, fixed_shapes=fixed))
+            each = Loader(train, made, RowLayout(layout, 2048, 1, 0, 1, 0, fixed_shapes=fixed))
             nodes = through = 0
             shapes = set()
             for s in progress(
@@ -276,7 +276,7 @@ def padding(args: argparse.Namespace, folder: Path) -> None:
 
 def sharing(args: argparse.Namespace, folder: Path) -> None:
     """Tokens an example of SQuAD with and without sharing, grouped by prefix and not."""
-    from sftlab.data.loader import Arranger, Loader
+    from sftlab.data.loader import Loader, RowLayout
     from sftlab.data.plan import Plan
 
     path = squad_file(args.squad, folder, args.limit or 20_000)
@@ -284,7 +284,7 @@ def sharing(args: argparse.Namespace, folder: Path) -> None:
     train = squad(path, load_tokenizer(args.tokenizer), limit=args.limit)
     for grouped in (True, False):
         made = Plan(train.groups, 64, 0, True, grouped)
-        each = Loader(train, made, Arranger("tree", 4096, 1, 0, 1, 0))
+        each = Loader(train, made, RowLayout("tree", 4096, 1, 0, 1, 0))
         sums = np.zeros(3)
         for s in progress(f"grouped {grouped}", range(1, made.steps_per_epoch + 1), made.steps_per_epoch):
             step = each.step(s)
@@ -335,13 +335,13 @@ class Bench:
         self.plan = Plan(examples.groups, self.batch_size, 0, True, True)
 
     def loader(self, layout: str) -> Any:
-        from sftlab.data.loader import Arranger, Loader
+        from sftlab.data.loader import Loader, RowLayout
 
         # As sftlab/build.py does: 4,096 tokens a microbatch.
         longest = -(-int(self.examples.lengths.max()) // 128) * 128
         length, rows = (longest, 4096 // longest) if layout == "padded" else (4096, 1)
-        arranger = Arranger(layout, length, rows, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda)
-        return Loader(self.examples, self.plan, arranger, self.examples.lengths)
+        row_layout = RowLayout(layout, length, rows, 0, 1, 0, fixed_shapes=self.cuda, pin_memory=self.cuda)
+        return Loader(self.examples, self.plan, row_layout, self.examples.lengths)
 
     def window(self, steps: Iterable[Any]) -> list[float]:
         """Train on these steps; return the seconds of each, the wait for it included."""

@@ -27,26 +27,26 @@ import transformers
 
 from sftlab.assets import FOLDER as ASSETS
 from sftlab.data.formats.squad import Squad
-from sftlab.inference.decoding import Decoding, Prompt, decode
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.decoding import DecodingSettings, Prompt, decode
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.sharded import Generator
 from sftlab.inference.trained_model import resolve
 
 Answers = list[str]
 
 
-def ours(inference: Inference, prompts: Sequence[Prompt], how: Decoding) -> Answers:
+def ours(loaded: LoadedModel, prompts: Sequence[Prompt], how: DecodingSettings) -> Answers:
     """Answer with sftlab's own decoding."""
     out = [""] * len(prompts)
-    for i, tokens in decode(inference.scorer, prompts, how, inference.ends):
-        out[i] = inference.text(tokens).strip()
+    for i, tokens in decode(loaded.scorer, prompts, how, loaded.ends):
+        out[i] = loaded.decode_text(tokens).strip()
     return out
 
 
-def padded(inference: Inference, prompts: Sequence[Prompt], how: Decoding) -> Answers:
+def padded(loaded: LoadedModel, prompts: Sequence[Prompt], how: DecodingSettings) -> Answers:
     """Answer with transformers' `generate` on batches padded on the left, prompts of like length together."""
-    device, model = torch.device("cpu"), inference.scorer
-    generator = Generator(model, inference.tokenizer, device, how.max_new_tokens, how.batch_size)
+    device, model = torch.device("cpu"), loaded.scorer
+    generator = Generator(model, loaded.tokenizer, device, how.max_new_tokens, how.batch_size)
     return generator.answers(list(prompts))
 
 
@@ -84,14 +84,16 @@ def main() -> None:
     opened = gzip.open if arguments.data.endswith(".gz") else open
     with opened(arguments.data, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][: arguments.questions]
-    inference = Inference.load(resolve(arguments.run), torch.device("cpu"))
-    prompts = [inference.encode(Squad().prompt_text(row)) for row in rows]
-    how = Decoding(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
-    alone = Decoding(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, share_prefixes=False)
+    loaded = LoadedModel.load(resolve(arguments.run), torch.device("cpu"))
+    prompts = [loaded.encode(Squad().prompt_text(row)) for row in rows]
+    how = DecodingSettings(max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size)
+    alone = DecodingSettings(
+        max_new_tokens=arguments.max_new_tokens, batch_size=arguments.batch_size, share_prefixes=False
+    )
     sides: dict[str, Callable[[], Answers]] = {
-        "sftlab, shared prefixes": lambda: ours(inference, prompts, how),
-        "sftlab, one row a prompt": lambda: ours(inference, prompts, alone),
-        "transformers generate, padded": lambda: padded(inference, prompts, how),
+        "sftlab, shared prefixes": lambda: ours(loaded, prompts, how),
+        "sftlab, one row a prompt": lambda: ours(loaded, prompts, alone),
+        "transformers generate, padded": lambda: padded(loaded, prompts, how),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     answers: dict[str, Answers] = {}

@@ -148,7 +148,7 @@ def kill_test(
         "model=hf", f"model.name_or_path={folder / 'model'}", "data=squad", f"data.path={folder / 'train.jsonl'}",
         f"data.val_path={folder / 'val.jsonl'}", "optim.lr=0.003", "trainer.batch_size=12",
         f"trainer.max_steps={steps}",
-        "trainer.save_every=3", "trainer.eval_every=7", "evaluation.answers=2", "evaluation.max_new_tokens=4",
+        "trainer.save_every=3", "trainer.eval_every=7", "evaluation.num_answers=2", "evaluation.max_new_tokens=4",
     ]  # fmt: skip
     straight, killed = (Run(folder, name, ranks, arguments) for name in ("straight", "killed"))
     startup_s = straight.finish()

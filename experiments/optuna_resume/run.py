@@ -38,9 +38,9 @@ def main() -> None:
     folder = (args.dir or Path(tempfile.mkdtemp(prefix="optuna_resume-"))).absolute() / "search"
     folder.parent.mkdir(parents=True, exist_ok=True)
     overrides = [
-        "sweeper=optuna", "launcher=local", f"sweeper.n_trials={args.trials}", "sweeper.startup_trials=4",
+        "sweeper=optuna", "launcher=local", f"sweeper.num_trials={args.trials}", "sweeper.startup_trials=4",
         "optim.lr=tag(log,interval(1e-5,1e-1))", "trainer.batch_size=8,16", f"trainer.max_steps={args.steps}",
-        "trainer.eval_every=2", "data.limit=400", "evaluation.answers=0", "tracker=none", f"hydra.sweep.dir={folder}",
+        "trainer.eval_every=2", "data.limit=400", "evaluation.num_answers=0", "tracker=none", f"hydra.sweep.dir={folder}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "sftlab.train", *overrides]
     env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -25,7 +25,7 @@ IN_CHECKPOINT = "model.model."  # the state's model, the scorer's model
 GROUP_BYTES = 4 << 30
 
 
-def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
+def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
     """Give a sharded scorer without memory the weights and buffers of the model that `load` returns, on rank 0 only.
 
     Buffers that are not saved (rotary tables, float32) are copied too: recomputing them is where AutoModel #2549 went
@@ -46,7 +46,7 @@ def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> N
         dist.broadcast(buffer, src=0)
 
 
-def describe(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
+def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
     """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer."""
     scorer.model.config.save_pretrained(folder)
     if scorer.model.generation_config is not None:

@@ -30,7 +30,7 @@ class Damaged(ValueError):
     """A checkpoint that is not what was written."""
 
 
-def complete(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / NAME).is_file())
 
@@ -40,7 +40,7 @@ def is_checkpoint(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def describe(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+def sizes_and_checksums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Return {name: [size in bytes, CRC-32]} of files as they can be read back."""
     return {name: [(folder / name).stat().st_size, checksum(folder / name)] for name in names}
 
@@ -54,7 +54,7 @@ def checksum(path: Path) -> int:
     return crc
 
 
-def write(folder: Path, progress: Mapping[str, Any], files: Mapping[str, list[int]]) -> None:
+def write_manifest(folder: Path, progress: Mapping[str, Any], files: Mapping[str, list[int]]) -> None:
     """Complete a checkpoint. Raises: Damaged if a file is shorter than what was written into it."""
     for part in Reader(folder).read_metadata().storage_data.values():
         size = files.get(part.relative_path, [0])[0]
@@ -66,7 +66,7 @@ def write(folder: Path, progress: Mapping[str, Any], files: Mapping[str, list[in
         os.fsync(file.fileno())
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what `write` was given. Raises: Damaged."""
     try:
         progress = json.loads((folder / NAME).read_text())
@@ -83,7 +83,7 @@ def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
     Reading costs 1 to 3 GB a second and brings the files into the page cache, from which they are loaded next.
     """
     try:
-        files: dict[str, list[int]] = read(folder)["files"]
+        files: dict[str, list[int]] = read_manifest(folder)["files"]
     except Damaged as error:
         return [str(error)]
     wrong = []

@@ -84,7 +84,7 @@ class Checkpoints:
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
         generators = {rng.key(self.world.rank): rng.state(self.world.device)}
         state: Any = self.stager.stage(
-            {"model": once(scorer, model_state), "optimizer": optimizer_state, "rng": generators}
+            {"model": one_name_per_tensor(scorer, model_state), "optimizer": optimizer_state, "rng": generators}
         )
         saving: Future[None] = Future()
         full = {"step": step, "num_ranks": self.world.size, **self.identity, **progress}
@@ -137,7 +137,7 @@ class Checkpoints:
         chosen = self._choose()
         if chosen is None:
             return None
-        progress = self.world.broadcast(manifest.read(chosen) if self.world.is_main else {})
+        progress = self.world.broadcast(manifest.read_manifest(chosen) if self.world.is_main else {})
         self._check_identity(chosen, progress)
         if self.world.is_main:
             for later in self.complete():
@@ -145,14 +145,14 @@ class Checkpoints:
                     self._set_aside(later)
         options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
-        state: dict[str, Any] = {"model": once(scorer, model_state), "optimizer": optimizer_state}
+        state: dict[str, Any] = {"model": one_name_per_tensor(scorer, model_state), "optimizer": optimizer_state}
         key = rng.key(self.world.rank)
         if f"rng.{key}" in manifest.Reader(chosen).read_metadata().state_dict_metadata:
             state["rng"] = {key: ""}  # absent where there were fewer ranks
         load(state, storage_reader=manifest.Reader(chosen), planner=manifest.Planner())
         set_state_dict(scorer, optimizer, model_state_dict=model_state, optim_state_dict=state["optimizer"])
         for group, option in zip(optimizer.param_groups, options, strict=True):
-            group.update(option)  # the config's, where resume_anyway has changed them
+            group.update(option)  # the config's, where resume_despite_changes has changed them
         if "rng" in state:
             rng.restore(state["rng"][key], self.world.device)
         self.say(f"resumed from {chosen}, step {progress['step']}")
@@ -160,14 +160,16 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Return the complete checkpoints of this run, oldest first."""
-        return manifest.complete(self.folder)
+        return manifest.complete_checkpoints(self.folder)
 
     def _choose(self) -> Path | None:
         """Return the checkpoint to go on from, the same on every rank, every file of it checked."""
         candidates = self.complete()
         if self.source is not None and (self.rewind or not candidates):
             candidates = (
-                [self.source] if manifest.is_checkpoint(self.source) else manifest.complete(self.source / "checkpoints")
+                [self.source]
+                if manifest.is_checkpoint(self.source)
+                else manifest.complete_checkpoints(self.source / "checkpoints")
             )
         candidates = self.world.broadcast(candidates)
         for candidate in reversed(candidates):
@@ -190,7 +192,7 @@ class Checkpoints:
             if progress.get(key) != ours and not self.anyway:
                 raise ValueError(
                     f"{chosen} was made with other {key} ({progress.get(key)} there, {ours} here): the files of "
-                    "data.path, or the tokenizer, have changed. resume_anyway=true goes on all the same"
+                    "data.path, or the tokenizer, have changed. resume_despite_changes=true goes on all the same"
                 )
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
@@ -203,7 +205,7 @@ class Checkpoints:
             self._agree(lambda: self._prepare(partial, num_bytes) if self.world.is_main else None)
             with one_checksum():
                 save(state, storage_writer=FileSystemWriter(partial), process_group=self.group)
-            described = self._agree(lambda: manifest.describe(partial, self._own_files(partial)))
+            described = self._agree(lambda: manifest.sizes_and_checksums(partial, self._own_files(partial)))
             files = {name: facts for part in described for name, facts in part.items()}
             self._agree(lambda: self._publish(partial, final, progress, files) if self.world.is_main else None)
         except (OSError, CheckpointException, manifest.Damaged) as error:
@@ -249,14 +251,14 @@ class Checkpoints:
         return mine
 
     def _publish(self, partial: Path, final: Path, progress: Mapping[str, Any], files: dict[str, list[int]]) -> None:
-        manifest.write(partial, progress, files)
+        manifest.write_manifest(partial, progress, files)
         if final.exists():
             self._set_aside(final)
         partial.rename(final)
         sync(self.folder)
         newest, scores = self.complete(), {}
         for path in newest:
-            score = manifest.read(path).get("score")
+            score = manifest.read_manifest(path).get("score")
             if score is not None and math.isfinite(score):
                 scores[path] = score
         best = min(scores, key=lambda p: scores[p], default=None)
@@ -289,7 +291,7 @@ def one_checksum() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def once(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
+def one_name_per_tensor(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a scorer's state, a tied tensor under one name only."""
     tied = {f"model.{name}" for name in scorer.model.all_tied_weights_keys}
     return {name: value for name, value in state.items() if name not in tied}

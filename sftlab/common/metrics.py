@@ -44,7 +44,7 @@ class Metrics:
         for tracker in self.trackers:
             tracker.cut(step)
 
-    def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
+    def write_numbers(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Write one line, in full precision, once."""
         line = {"step": step, "time_s": time_s, **values}
         self._remember(line)
@@ -53,7 +53,7 @@ class Metrics:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for tracker in self.trackers:
-            tracker.write(step, values)
+            tracker.write_numbers(step, values)
 
     def samples(self, step: int, samples: Sequence[Any]) -> None:
         """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object a line."""
@@ -62,10 +62,10 @@ class Metrics:
         with Path(self._file.name).with_name(SAMPLES).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **asdict(s)}) + "\n" for s in samples)
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def write_text(self, step: int, name: str, text: str) -> None:
         """Hand a text to the trackers."""
         for tracker in self.trackers:
-            tracker.text(step, name, text)
+            tracker.write_text(step, name, text)
 
     def close(self) -> None:
         """Close the file and the trackers."""

@@ -35,7 +35,7 @@ PACKAGES = (
 )
 # What may differ when a run is taken up again: where and how it runs, what is recorded and kept. Never the mathematics.
 FREE = (
-    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_anyway", "evaluation",
+    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
     "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "parallel.tensor",
     "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers",
     "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every", "trainer.save_every",
@@ -64,14 +64,14 @@ class Claim:
 def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Claim:
     """Make `folder` this run's, and return how it begins.
 
-    Raises: RunDirError if it holds anything but a run of the same mathematics (with `resume_anyway`, of any); or any
-    run at all, with resume=never. Nothing in it is touched then.
+    Raises: RunDirError if it holds anything but a run of the same mathematics (`resume_despite_changes` allows any); or
+    any run at all, with resume=never. Nothing in it is touched then.
     """
     source = source_of(config)
     if source is not None:
         origin = source if (source / CONFIG).is_file() else source.resolve().parents[1]
         if (origin / CONFIG).is_file():
-            compare(origin, read_config(origin), config)
+            refuse_other_mathematics(origin, read_config(origin), config)
     theirs = reserve(folder, config, overrides)
     put(folder / "environment.json", json.dumps(environment(), indent=2))
     summary = read_summary(folder)
@@ -98,7 +98,7 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
             raise RunDirError(f"run_dir={folder} holds a run and resume=never; name another, or leave resume=auto")
         theirs = read_config(folder)
         if not idle(folder):
-            compare(folder, theirs, config)
+            refuse_other_mathematics(folder, theirs, config)
     folder.mkdir(parents=True, exist_ok=True)
     put(folder / CONFIG, to_yaml(dict(config)))
     put(folder / OVERRIDES, to_yaml(list(overrides)))
@@ -126,17 +126,17 @@ def source_of(config: Mapping[str, Any]) -> Path | None:
     return source
 
 
-def compare(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise RunDirError with a table if a run of another mathematics would be taken up, unless `resume_anyway`."""
+def refuse_other_mathematics(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise RunDirError with a table if a resume would change the mathematics of a run without being told to."""
     differing = differences(theirs, ours)
-    if not differing or ours.get("resume_anyway"):
+    if not differing or ours.get("resume_despite_changes"):
         return
     rows = [("key", "there", "here"), *((k, shown(old), shown(new)) for k, (old, new) in differing.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     table = "\n".join(f"  {k:<{widths[0]}}  {old:<{widths[1]}}  {new}" for k, old, new in rows)
     raise RunDirError(
         f"{folder} holds a run of another config, which a resume would change on the way:\n{table}\n"
-        "name another run_dir, or go on with these by resume_anyway=true"
+        "name another run_dir, or go on with these by resume_despite_changes=true"
     )
 
 

@@ -9,11 +9,11 @@ class Tracker(ABC):
     """Where numbers go beside metrics.jsonl."""
 
     @abstractmethod
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write_numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of a step."""
 
     @abstractmethod
-    def text(self, step: int, name: str, text: str) -> None:
+    def write_text(self, step: int, name: str, text: str) -> None:
         """Record a text (Markdown) of a step."""
 
     @abstractmethod
@@ -33,12 +33,12 @@ class TensorBoard(Tracker):
 
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write_numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Add each value as a scalar."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def write_text(self, step: int, name: str, text: str) -> None:
         """Add the text."""
         self.writer.add_text(name, text, step)
 

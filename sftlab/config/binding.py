@@ -14,7 +14,7 @@ from sftlab.config.errors import nearest, unknown_key
 from sftlab.config.groups import keys_of_option
 
 COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
-KEYS = (*COMPONENTS, "launcher", "sweeper", "seed", "name", "run_dir", "resume", "resume_anyway")
+KEYS = (*COMPONENTS, "launcher", "sweeper", "seed", "name", "run_dir", "resume", "resume_despite_changes")
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 

@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sftlab.assets import locate
-from sftlab.data.examples import OVERLONG, Examples, Joined
-from sftlab.data.forest import LAYOUTS
+from sftlab.data.example_set import ExampleSet
+from sftlab.data.examples import Examples
 from sftlab.data.format import Format
+from sftlab.data.option import DataOption, Splits, check_choice
 from sftlab.data.source import is_local, open_source
 from sftlab.data.store import ON_ERROR, store
-from sftlab.data.template import prepare
-
-Splits = tuple[Examples | Joined, Examples | Joined | None]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(DataOption):
     """One data option: a source of rows of one format, and the layout of its examples.
 
     `val_path` names validation data of the same format; without it, `val_split` of a hub `path`, or `val_examples`
@@ -36,16 +34,10 @@ class Data:
     val_examples: int = 0
     limit: int | None = None
     on_error: str = "raise"
-    max_length: int | None = None
-    overlong: str = "error"
-    layout: str = "tree"
-    row_length: int | None = None
-    group_by_prefix: bool = False
-    shuffle: bool = True
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        check_layout(self.layout, self.overlong)
+        super().__post_init__()
         check_choice("on_error", self.on_error, ON_ERROR)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit={self.limit} counts rows: expected at least 1, or null for all")
@@ -60,31 +52,32 @@ class Data:
         return {"": self.format}
 
     def examples(self, tokenizer: Any, max_length: int) -> Splits:
-        """Return the training and the validation examples, none of more than `max_length` tokens.
-
-        The tokenizer is given the chat template and the end-of-turn token of a format that needs them.
-        """
-        prepare(tokenizer, [self.format])
+        """Return the training and the validation examples, none of more than `max_length` tokens."""
         train, val = self.load(tokenizer)
         return train.cut(max_length, self.overlong), val.cut(max_length, self.overlong) if val is not None else None
 
-    def load(self, tokenizer: Any) -> tuple[Examples, Examples | None]:
-        """Return all training and validation examples, of whatever length."""
+    @property
+    def described_path(self) -> str:
+        """The path as it was given."""
+        return self.path
+
+    def load(self, tokenizer: Any, key: str = "data") -> tuple[Examples, Examples | None]:
+        """Return all training and validation examples, of whatever length; errors name keys below `key`."""
         path = locate(self.path)
-        train = self._read(path, self.split, "data.path", tokenizer, self.limit)
+        train = self._read(path, self.split, f"{key}.path", tokenizer, self.limit)
         if self.val_path:
-            return train, self._read(locate(self.val_path), self.val_split or self.split, "data.val_path", tokenizer)
+            return train, self._read(locate(self.val_path), self.val_split or self.split, f"{key}.val_path", tokenizer)
         if self.val_examples:
-            return train.hold_out(self.val_examples)
+            return train.hold_out(self.val_examples, key)
         if self.val_split and not is_local(path):
-            return train, self._read(path, self.val_split, "data.path", tokenizer)
+            return train, self._read(path, self.val_split, f"{key}.path", tokenizer)
         return train, None
 
     def _read(self, path: str, split: str | None, key: str, tokenizer: Any, limit: int | None = None) -> Examples:
         source = open_source(path, split, self.format.rows, key, self.subset, self.revision)
         return Examples.of(store(source, self.format, tokenizer, limit, self.num_workers, self.on_error))
 
-    def evaluated(self, tokenizer: Any, max_length: int) -> Examples | Joined:
+    def evaluated(self, tokenizer: Any, max_length: int) -> ExampleSet:
         """Return the examples to evaluate on: the validation data, or all of a local path that has none.
 
         Training data is read only where the validation examples are held out of it.
@@ -103,15 +96,3 @@ class Data:
     def has_validation(self) -> bool:
         """Whether the option names or holds out validation data."""
         return bool(self.val_path or self.val_examples or (self.val_split and not is_local(locate(self.path))))
-
-
-def check_layout(layout: str, overlong: str) -> None:
-    """Raise ValueError for a layout or a treatment of overlong examples that there is not."""
-    check_choice("layout", layout, LAYOUTS)
-    check_choice("overlong", overlong, OVERLONG)
-
-
-def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError for a value that is none of those known."""
-    if value not in known:
-        raise ValueError(f"data.{key}={value}: expected one of {', '.join(known)}")

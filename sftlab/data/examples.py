@@ -9,19 +9,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sftlab.data.example import Example
+from sftlab.data.example_set import Array, ExampleSet
 from sftlab.data.plan import shuffled
 from sftlab.data.store import Store, fingerprint
 
-Array = NDArray[np.int64]
 OVERLONG = ("error", "drop", "truncate")
 TOO_LONG, NO_TARGET = "longer than max_length", "no supervised token"
 
 
 @dataclass(frozen=True)
-class Examples(Sequence[Example]):
+class Examples(ExampleSet):
     """Some examples of a store, in its order, none longer than `max_length`.
 
     `kept` are indices into the store, `dropped` those of examples left out, by reason.
@@ -56,6 +55,10 @@ class Examples(Sequence[Example]):
     def parts(self) -> Mapping[str, "Examples"]:
         """The sources' examples by the source's name; here the one, without a name."""
         return {"": self}
+
+    def source_of(self, index: int) -> str:
+        """Return the empty name: there is one source."""
+        return ""
 
     @property
     def fingerprint(self) -> str:
@@ -116,7 +119,7 @@ class Examples(Sequence[Example]):
         what = "it was skipped" if 1 <= row <= num_rows else f"there are rows 1 to {num_rows}"
         raise ValueError(f"row={row} is no training example: {what}")
 
-    def hold_out(self, num: int) -> tuple["Examples", "Examples"]:
+    def hold_out(self, num: int, key: str = "data") -> tuple["Examples", "Examples"]:
         """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.
 
         Raises: ValueError if nothing would be left to train on.
@@ -127,8 +130,8 @@ class Examples(Sequence[Example]):
         held = np.isin(inverse, taken)
         if held.all():
             raise ValueError(
-                f"data.val_examples={num} leaves no training example of {len(self)}: whole prefix groups are held out, "
-                f"and there are {len(groups)}, the largest of {sizes.max()} examples"
+                f"{key}.val_examples={num} leaves no training example of {len(self)}: whole prefix groups are held "
+                f"out, and there are {len(groups)}, the largest of {sizes.max()} examples"
             )
         return replace(self, kept=self.kept[~held]), replace(self, kept=self.kept[held])
 
@@ -166,13 +169,13 @@ class Examples(Sequence[Example]):
 
 
 @dataclass(frozen=True)
-class Joined(Sequence[Example]):
+class MixedExamples(ExampleSet):
     """Examples of several sources as one sequence; `part` and `member` say which example stands at each place, (n,).
 
     An example may stand at several places: a source of high weight is repeated.
     """
 
-    parts: Mapping[str, Examples]
+    sources: Mapping[str, Examples]
     part: Array
     member: Array
 
@@ -180,43 +183,52 @@ class Joined(Sequence[Example]):
         return len(self.part)
 
     def __getitem__(self, index: Any) -> Any:
-        return list(self.parts.values())[int(self.part[index])][int(self.member[index])]
+        return list(self.sources.values())[int(self.part[index])][int(self.member[index])]
+
+    @property
+    def parts(self) -> Mapping[str, Examples]:
+        """The examples of each source by its name."""
+        return self.sources
+
+    def source_of(self, index: int) -> str:
+        """Return the name of the source that an example comes from."""
+        return list(self.sources)[int(self.part[index])]
 
     @property
     def fingerprint(self) -> str:
         """A hash of the sources' examples and of where they stand."""
         order = zlib.crc32(self.part.tobytes()), zlib.crc32(self.member.tobytes())
-        return fingerprint(*(p.fingerprint for p in self.parts.values()), order)
+        return fingerprint(*(p.fingerprint for p in self.sources.values()), order)
 
     @property
     def groups(self) -> Array:
         """Group keys, (n,)."""
-        return self._each([p.groups for p in self.parts.values()])
+        return self._each([p.groups for p in self.sources.values()])
 
     @property
     def lengths(self) -> Array:
         """Lengths in tokens, (n,)."""
-        return self._each([p.lengths for p in self.parts.values()])
+        return self._each([p.lengths for p in self.sources.values()])
 
     @property
     def num_dropped(self) -> int:
         """How many examples of the sources were left out."""
-        return sum(p.num_dropped for p in self.parts.values())
+        return sum(p.num_dropped for p in self.sources.values())
 
     @property
     def num_truncated(self) -> int:
         """How many were cut short."""
-        return sum(p.num_truncated for p in self.parts.values())
+        return sum(p.num_truncated for p in self.sources.values())
 
     @property
     def num_skipped(self) -> int:
         """How many rows of the sources gave no example."""
-        return sum(p.num_skipped for p in self.parts.values())
+        return sum(p.num_skipped for p in self.sources.values())
 
     def where(self, index: int) -> str:
         """Return where in its source an example comes from."""
-        name, part = list(self.parts.items())[int(self.part[index])]
-        return f"{name}: {part.where(int(self.member[index]))}"
+        name = self.source_of(index)
+        return f"{name}: {self.sources[name].where(int(self.member[index]))}"
 
     def find_row(self, row: int) -> int:
         """Return the index of an example by its number in the epoch, the first being 1: the sources count their own."""

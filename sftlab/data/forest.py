@@ -170,7 +170,7 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def deal(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
+def assign_to_ranks(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Return each rank's rows, by index: similar total cost, and at most ceil(rows / ranks) of them a rank.
 
     Longest first to the least loaded rank. The cap keeps the number of microbatches, which must be equal on all ranks

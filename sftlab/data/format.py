@@ -52,7 +52,7 @@ class Format(ABC):
     template_path: str | None = None
 
     @abstractmethod
-    def text(self, fields: Fields) -> Text | Conversation:
+    def to_text(self, fields: Fields) -> Text | Conversation:
         """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
 
     def prompt_text(self, fields: Fields) -> str:
@@ -60,7 +60,7 @@ class Format(ABC):
 
         Raises: ValueError for a conversation, whose wording is the chat template's.
         """
-        text = self.text(fields)
+        text = self.to_text(fields)
         if isinstance(text, Conversation):
             raise ValueError("this format's rows are conversations, worded by the chat template: use chat=true")
         return text.prompt

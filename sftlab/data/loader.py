@@ -14,7 +14,7 @@ import numpy as np
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.example import Example
-from sftlab.data.forest import deal, lay_out
+from sftlab.data.forest import assign_to_ranks, lay_out
 from sftlab.data.plan import IntArray, Plan
 
 AHEAD = 2  # steps laid out in advance
@@ -43,7 +43,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Arranger:
+class RowLayout:
     """How the examples of a step become microbatches: the layout's settings and this rank's place.
 
     With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of NUM_LENGTHS lengths, so that what
@@ -62,7 +62,7 @@ class Arranger:
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
         """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
         rows = lay_out(examples, self.layout, self.row_length, self.num_ranks)
-        shares = deal([len(r) for r in rows], self.num_ranks)
+        shares = assign_to_ranks([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
         multiple = round_up(self.row_length // NUM_LENGTHS, 128) if self.fixed_shapes else 16
         num_microbatches = max(1, *(-(-len(share) // per) for share in shares))
@@ -102,13 +102,13 @@ class Loader:
 
     examples: Sequence[Example]
     plan: Plan
-    arranger: Arranger
+    row_layout: RowLayout
     lengths: IntArray | None = None
 
     def step(self, step: int) -> Step:
         """Return optimiser step `step`, computed from nothing but its number."""
         indices = self.plan.examples(step)
-        return self.arranger.arrange([self.examples[int(i)] for i in indices], indices)
+        return self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
 
     def largest(self, most: int = 4) -> Batch:
         """Return the largest microbatch of the steps of an epoch that look largest: most tokens, longest example.

@@ -12,31 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from sftlab.data.dataset import Data, Splits, check_layout
-from sftlab.data.examples import Array, Examples, Joined
+from sftlab.data.dataset import Data
+from sftlab.data.example_set import Array, ExampleSet
+from sftlab.data.examples import Examples, MixedExamples
 from sftlab.data.format import Format
+from sftlab.data.option import DataOption, Splits
 from sftlab.data.plan import shuffled
-from sftlab.data.template import prepare
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(DataOption):
     """Several data options as one. `weights` by the source's name; none: every source once, whole.
 
-    Of a source counts what says where it comes from and what it means; how examples lie is the mixture's to say.
+    From each source only location and format are used; the mixture decides how examples lie in rows.
     """
 
     sources: Mapping[str, Data]
     weights: Mapping[str, float] | None = None
-    max_length: int | None = None
-    overlong: str = "error"
-    layout: str = "tree"
-    row_length: int | None = None
-    group_by_prefix: bool = False
-    shuffle: bool = True
 
     def __post_init__(self) -> None:
-        check_layout(self.layout, self.overlong)
+        super().__post_init__()
         if not self.sources:
             raise ValueError("data.sources is empty: a mixture needs one source at least")
         for name, weight in (self.weights or {}).items():
@@ -48,36 +43,51 @@ class Mixture:
             raise ValueError("data.weights sum to zero: nothing would be drawn")
 
     @property
-    def formats(self) -> Mapping[str, Format]:
-        """The formats by the source's name."""
-        return {name: source.format for name, source in self.sources.items()}
+    def used(self) -> Mapping[str, Data]:
+        """The sources that are drawn from; one of weight 0 is not even read."""
+        return {n: s for n, s in self.sources.items() if not self.weights or self.weights.get(n, 0) > 0}
 
     @property
-    def path(self) -> str:
-        """The sources' paths, for messages."""
+    def formats(self) -> Mapping[str, Format]:
+        """The formats by the name of the source."""
+        return {name: source.format for name, source in self.used.items()}
+
+    @property
+    def described_path(self) -> str:
+        """The paths of the sources."""
         return ", ".join(source.path for source in self.sources.values())
 
     def examples(self, tokenizer: Any, max_length: int) -> Splits:
         """Return the training and the validation examples; the latter are every source's, each once."""
-        used = {n: s for n, s in self.sources.items() if not self.weights or self.weights.get(n, 0) > 0}
-        prepare(tokenizer, [s.format for s in used.values()])
         train: dict[str, Examples] = {}
         val: dict[str, Examples] = {}
-        for name, source in used.items():
-            mine, held = source.load(tokenizer)
+        for name, source in self.used.items():
+            mine, held = source.load(tokenizer, f"data.sources.{name}")
             train[name] = mine.cut(max_length, self.overlong)
             if held is not None:
                 val[name] = held.cut(max_length, self.overlong)
-        weights = [self.weights[name] for name in used] if self.weights else None
+        weights = [self.weights[name] for name in self.used] if self.weights else None
         return join(train, weights), join(val, None) if val else None
 
+    def evaluated(self, tokenizer: Any, max_length: int) -> ExampleSet:
+        """Return the validation examples of every source, each once. Raises: ValueError if no source has any."""
+        val = self.examples(tokenizer, max_length)[1]
+        if val is None:
+            raise ValueError("no source of this mixture has validation data: set data.sources.NAME.val_path=FILE")
+        return val
 
-def join(parts: Mapping[str, Examples], weights: list[float] | None) -> Joined:
+    @property
+    def has_validation(self) -> bool:
+        """Whether any source names or holds out validation data."""
+        return any(source.has_validation for source in self.used.values())
+
+
+def join(parts: Mapping[str, Examples], weights: list[float] | None) -> MixedExamples:
     """Return one epoch of the parts."""
     sizes = [len(p) for p in parts.values()]
     counts = quotas(sizes, weights) if weights else sizes
     drawn = [draw(size, count) for size, count in zip(sizes, counts, strict=True)]
-    return Joined(parts, np.repeat(np.arange(len(parts)), counts), np.concatenate(drawn))
+    return MixedExamples(parts, np.repeat(np.arange(len(parts)), counts), np.concatenate(drawn))
 
 
 def quotas(sizes: list[int], weights: list[float]) -> list[int]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from sftlab.data.examples import Examples, Joined
+from sftlab.data.example_set import ExampleSet
 from sftlab.data.forest import Row, lay_out
 from sftlab.data.loader import Loader
 from sftlab.data.report import Account, Finding, Report, exceptions, layout
@@ -34,7 +34,7 @@ class Painter:
         self.tokenizer = tokenizer
         self.special = np.array(sorted({*tokenizer.all_special_ids, *special_ids(tokenizer)}), np.int64)
 
-    def example(self, examples: Examples | Joined, index: int) -> None:
+    def example(self, examples: ExampleSet, index: int) -> None:
         """Show one example: supervised tokens marked, special ones visible."""
         e = examples[index]
         text = self.tokens(e.tokens, e.supervised, SHOWN_CHARS)
@@ -53,18 +53,18 @@ class Painter:
             style = " ".join(
                 filter(None, [SUPERVISED if learned else "", SPECIAL if is_special and not learned else ""])
             )
-            out.append(shorten(self.text(run), most), style=style)
+            out.append(shorten(self.token_text(run), most), style=style)
         return out
 
-    def text(self, tokens: NDArray[Any]) -> str:
+    def token_text(self, tokens: NDArray[Any]) -> str:
         """Return the text of tokens, special ones included."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def forest(self, loader: Loader, step: int) -> None:
         """Draw the row of a step that holds the most examples for its tokens."""
-        arranger = loader.arranger
+        row_layout = loader.row_layout
         examples = [loader.examples[int(i)] for i in loader.plan.examples(step)]
-        rows = lay_out(examples, arranger.layout, arranger.row_length)
+        rows = lay_out(examples, row_layout.layout, row_layout.row_length)
         row = max(rows, key=lambda r: r.num_examples / len(r))
         alone = int((row.position[row.reach == np.arange(1, len(row) + 1)] + 1).sum())
         title = (
@@ -164,7 +164,7 @@ def predicted(row: Row) -> NDArray[np.int64]:
     return np.array([children[a, t] for a, t in zip(row.at.tolist(), row.target.tolist(), strict=True)], np.int64)
 
 
-def write_examples(path: Path, examples: Examples | Joined, tokenizer: Any) -> None:
+def write_examples(path: Path, examples: ExampleSet, tokenizer: Any) -> None:
     """Write one JSON line for every training example, in source order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sftlab.data.examples import Array, Examples, Joined
-from sftlab.data.loader import Arranger, Loader
+from sftlab.data.example_set import Array, ExampleSet
+from sftlab.data.examples import Examples
+from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
 
 NAMED = 5  # examples named for each thing that a report counts
@@ -91,16 +92,16 @@ class Report:
     arrangement: Arrangement
     saved_by_grouping: int | None
 
-    def write(self, path: Path) -> None:
+    def write_json(self, path: Path) -> None:
         """Write it as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def report(
-    train: Examples | Joined,
-    val: Examples | Joined | None,
+    train: ExampleSet,
+    val: ExampleSet | None,
     plan: Plan,
-    arranger: Arranger,
+    row_layout: RowLayout,
     max_steps: int | None = None,
 ) -> Report:
     """Return the report; `max_steps` bounds the steps that are laid out for it (None: an epoch)."""
@@ -108,10 +109,10 @@ def report(
     if val is not None:
         splits["validation"] = val.parts
     steps = min(plan.steps_per_epoch, max_steps or plan.steps_per_epoch)
-    arrangement = arranged(train, plan, arranger, steps)
+    arrangement = arranged(train, plan, row_layout, steps)
     saved = None
     if plan.group_by_prefix:
-        plain = arranged(train, replace(plan, group_by_prefix=False), arranger, steps)
+        plain = arranged(train, replace(plan, group_by_prefix=False), row_layout, steps)
         # Of other examples, where not the whole epoch was laid out: so per token.
         saved = round(arrangement.tokens * plain.nodes / plain.tokens) - arrangement.nodes
     return Report(
@@ -124,9 +125,9 @@ def report(
     )
 
 
-def arranged(examples: Examples | Joined, plan: Plan, arranger: Arranger, steps: int) -> Arrangement:
+def arranged(examples: ExampleSet, plan: Plan, row_layout: RowLayout, steps: int) -> Arrangement:
     """Lay out the first steps of an epoch and return what came of it."""
-    loader = Loader(examples, plan, replace(arranger, pin_memory=False))
+    loader = Loader(examples, plan, replace(row_layout, pin_memory=False))
     made = [loader.step(step) for step in range(1, steps + 1)]
     return Arrangement(
         steps=steps,
@@ -154,7 +155,7 @@ def find(part: Examples, at: Array) -> Finding:
     return Finding(len(at), [part.store.named(int(i)) for i in at[:NAMED]])
 
 
-def overlap(train: Examples | Joined, val: Examples | Joined | None) -> Finding:
+def overlap(train: ExampleSet, val: ExampleSet | None) -> Finding:
     """Return the validation examples that are training examples too, token for token."""
     if val is None:
         return Finding(0)
@@ -214,7 +215,7 @@ def layout(found: Report) -> str:
     return line
 
 
-def write_skipped(path: Path, splits: Sequence[Examples | Joined | None]) -> None:
+def write_skipped(path: Path, splits: Sequence[ExampleSet | None]) -> None:
     """Write one JSON line for each row that was skipped; no file if there is none."""
     parts = [part for split in splits if split is not None for part in split.parts.values()]
     rows: list[dict[str, Any]] = [asdict(s) for s in {s: None for part in parts for s in part.store.skipped}]

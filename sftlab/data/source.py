@@ -47,7 +47,7 @@ class Source(ABC):
         """Return the name of a row, the first being 0, for messages: file and line, or file and number."""
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
         """Yield rows start to stop; for one that cannot be read, the error that says why."""
 
 
@@ -78,7 +78,7 @@ class Lines(Source):
         """File and line."""
         return f"{self.name}:{self.offsets[row, 0]}"
 
-    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
         """Yield rows, found by their bytes."""
         stop = min(stop, len(self))
         if start >= stop:
@@ -111,7 +111,7 @@ class Table(Source):
         """Name and number, the first being 1."""
         return f"{self.name} row {row + 1}"
 
-    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
         """Yield rows."""
         for first in range(start, min(stop, len(self)), TABLE_ROWS):
             columns = self.dataset[first : min(first + TABLE_ROWS, stop)]
@@ -133,7 +133,7 @@ class Document(Source):
         """Name and number, the first being 1."""
         return f"{self.name} row {row + 1}"
 
-    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
         """Yield rows."""
         for row in self.rows[start:stop]:
             yield row if isinstance(row, dict) else ValueError(_not_an_object(row))
@@ -162,11 +162,11 @@ class Several(Source):
             row -= len(part)
         raise IndexError(row)
 
-    def read(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
         """Yield rows."""
         for part in self.parts:
             if start < len(part) and stop > 0:
-                yield from part.read(max(0, start), min(stop, len(part)))
+                yield from part.read_rows(max(0, start), min(stop, len(part)))
             start, stop = start - len(part), stop - len(part)
 
 

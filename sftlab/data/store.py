@@ -91,7 +91,7 @@ def _tokenised(
     """Yield the columns of each block of rows. The list `ranges` is what datasets splits over workers."""
     renderer = Renderer(tokenizer)
     for start, stop in ranges:
-        rows = source.read(start, stop)
+        rows = source.read_rows(start, stop)
         for first in range(start, stop, BLOCK):
             good: list[tuple[int, Rendered]] = []
             bad: list[tuple[int, str]] = []
@@ -99,7 +99,7 @@ def _tokenised(
                 try:
                     if isinstance(fields, ValueError):
                         raise fields
-                    good.append((number, renderer.render(format.text(fields))))
+                    good.append((number, renderer.render(format.to_text(fields))))
                 except ValueError as error:
                     if on_error == "raise":
                         raise ValueError(f"{source.where(number)}: {error}") from None

@@ -152,7 +152,7 @@ def marked(message: Fields) -> dict[str, Any]:
     return {**out, "content": MARK}
 
 
-def prepare(tokenizer: Any, formats: Sequence[Format]) -> None:
+def prepare_tokenizer(tokenizer: Any, formats: Sequence[Format]) -> None:
     """Give the tokenizer what conversations of these formats need, so that the exported one serves as it was trained.
 
     Its chat template becomes the format's, where that names one, with the BOS that the tokenizer adds to other text;

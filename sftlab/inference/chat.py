@@ -6,18 +6,20 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sftlab.inference.decoding import Decoding, decode
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.decoding import DecodingSettings, decode
+from sftlab.inference.loaded_model import LoadedModel
 
 
-def stream(inference: Inference, messages: list[dict[str, str]], how: Decoding, show: Callable[[str], None]) -> str:
+def stream(
+    loaded: LoadedModel, messages: list[dict[str, str]], decoding: DecodingSettings, show: Callable[[str], None]
+) -> str:
     """Return the assistant's next turn, its words given to `show` as soon as they are whole."""
-    streamer = Streamer(inference.tokenizer, show)
-    prompt = inference.encode_chat(messages)
-    ends = inference.turn_ends()
-    ((_, tokens),) = decode(inference.scorer, [prompt], how, ends, on_token=lambda _, token: streamer.add(token))
+    streamer = Streamer(loaded.tokenizer, show)
+    prompt = loaded.encode_chat(messages)
+    ends = loaded.turn_ends()
+    ((_, tokens),) = decode(loaded.scorer, [prompt], decoding, ends, on_token=lambda _, token: streamer.add(token))
     streamer.end()
-    return inference.text(tokens)
+    return loaded.decode_text(tokens)
 
 
 class Streamer(TextStreamer):  # type: ignore[misc]
@@ -43,7 +45,9 @@ def opening(system: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def converse(inference: Inference, lines: Iterable[str], how: Decoding, first: Sequence[dict[str, str]]) -> None:
+def converse(
+    loaded: LoadedModel, lines: Iterable[str], decoding: DecodingSettings, first: Sequence[dict[str, str]]
+) -> None:
     """Answer each line until there is no more; `/new` goes back to the first messages, `/exit` ends."""
     messages = list(first)
     for line in lines:
@@ -54,7 +58,7 @@ def converse(inference: Inference, lines: Iterable[str], how: Decoding, first: S
             continue
         messages.append({"role": "user", "content": line})
         try:
-            answer = stream(inference, messages, how, show)
+            answer = stream(loaded, messages, decoding, show)
         except ValueError as error:
             show(f"{error} (/new starts another conversation)")
             messages.pop()

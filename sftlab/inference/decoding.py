@@ -30,7 +30,7 @@ ROW_TOKENS = 1024  # of prompts laid in one row; attention's mask is dense, so a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class DecodingSettings:
     """How to decode. Greedy at temperature 0; `top_k` and `top_p` narrow what is sampled from (0 and 1: all).
 
     A sample depends on `seed`, the prompt's number and the step only, never on what it is batched with.
@@ -58,7 +58,7 @@ class Decoding:
 def decode(
     scorer: Scorer,
     prompts: Sequence[Prompt],
-    how: Decoding,
+    decoding: DecodingSettings,
     ends: frozenset[int],
     numbers: Sequence[int] | None = None,
     on_token: OnToken | None = None,
@@ -78,9 +78,9 @@ def decode(
                 if len(prompt)
                 else f"prompt {i + 1} is empty"
             )
-    grower = Grower(scorer, how, ends, range(len(prompts)) if numbers is None else numbers, longest, on_token)
+    grower = Grower(scorer, decoding, ends, range(len(prompts)) if numbers is None else numbers, longest, on_token)
     examples = [Example(p, np.zeros(len(p), bool), id=str(i)) for i, p in enumerate(prompts)]
-    for rows in batches(examples, how.batch_size, how.share_prefixes):
+    for rows in batches(examples, decoding.batch_size, decoding.share_prefixes):
         with torch.inference_mode():
             done = grower(rows)
         yield from done
@@ -166,7 +166,7 @@ class Grower:
     """Grow the continuations of batches of rows."""
 
     scorer: Scorer
-    how: Decoding
+    decoding: DecodingSettings
     ends: frozenset[int]
     numbers: Sequence[int]
     longest: int
@@ -179,7 +179,7 @@ class Grower:
         slots, leaves = Slots.at_leaves(rows, forest)
         out: dict[int, list[int]] = {i: [] for _, indices in rows for i in indices}
         room = {
-            i: min(self.how.max_new_tokens, self.longest - int(tree.position[path[-1]]) - 1)
+            i: min(self.decoding.max_new_tokens, self.longest - int(tree.position[path[-1]]) - 1)
             for tree, indices in rows
             for i, path in zip(indices, tree.paths, strict=True)
         }
@@ -215,15 +215,15 @@ class Grower:
 
     def _choose(self, states: Tensor, index: NDArray[np.int64], out: dict[int, list[int]]) -> NDArray[np.int64]:
         """Return the next token of each live slot, (n,)."""
-        logits, how = self.scorer.logits(states), self.how
-        if how.temperature > 0:
-            logits = logits / how.temperature
-            if how.top_k:
-                logits = TopKLogitsWarper(how.top_k)(None, logits)
-            if how.top_p < 1:
-                logits = TopPLogitsWarper(how.top_p)(None, logits)
+        logits, decoding = self.scorer.logits(states), self.decoding
+        if decoding.temperature > 0:
+            logits = logits / decoding.temperature
+            if decoding.top_k:
+                logits = TopKLogitsWarper(decoding.top_k)(None, logits)
+            if decoding.top_p < 1:
+                logits = TopPLogitsWarper(decoding.top_p)(None, logits)
             # argmax of p / noise is a draw from p when the noise is exponential; one generator for each token drawn.
-            seeds = [int(hash64(how.seed, self.numbers[i], len(out[i]))[0] >> 1) for i in index]
+            seeds = [int(hash64(decoding.seed, self.numbers[i], len(out[i]))[0] >> 1) for i in index]
             noise = [
                 torch.empty(logits.shape[1]).exponential_(generator=torch.Generator().manual_seed(s)) for s in seeds
             ]

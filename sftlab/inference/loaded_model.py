@@ -1,4 +1,4 @@
-"""Inference: a trained model with its tokenizer, loaded to answer texts. What generate and evaluate start from.
+"""LoadedModel: a trained model with its tokenizer, loaded to answer texts. What generate and evaluate start from.
 
 Text becomes tokens as it did in training: one BOS where the tokenizer adds one, never two, and no end-of-text.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sftlab.inference.decoding import Prompt
-from sftlab.inference.trained_model import Trained
+from sftlab.inference.trained_model import TrainedModel
 from sftlab.models.load import check_vocabulary
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import compute_dtype
@@ -20,15 +20,15 @@ Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Inference:
-    """A scorer for inference, its tokenizer and the tokens that end a text."""
+class LoadedModel:
+    """A scorer for loaded, its tokenizer and the tokens that end a text."""
 
     scorer: Scorer
     tokenizer: Any
     ends: frozenset[int]
 
     @classmethod
-    def load(cls, trained: Trained, device: torch.device, tokenizer: Any = None) -> "Inference":
+    def load(cls, trained: TrainedModel, device: torch.device, tokenizer: Any = None) -> "LoadedModel":
         """Return a trained model on `device`, in the dtype that runs there compute in; `tokenizer` replaces its own."""
         tokenizer = tokenizer or trained.load_tokenizer()
         model = trained.load_model(device, compute_dtype("auto", device))
@@ -68,6 +68,6 @@ class Inference:
         closing = self.tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
         return self.ends | frozenset(t for t in closing[:1] if t in self.tokenizer.all_special_ids)
 
-    def text(self, tokens: Sequence[int] | Prompt) -> str:
+    def decode_text(self, tokens: Sequence[int] | Prompt) -> str:
         """Return tokens as text, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

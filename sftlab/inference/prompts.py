@@ -9,8 +9,8 @@ from typing import Any
 from sftlab.common.files import write_jsonl
 from sftlab.common.progress import bar
 from sftlab.data.format import Fields, Format
-from sftlab.inference.decoding import Decoding, Prompt, decode
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.decoding import DecodingSettings, Prompt, decode
+from sftlab.inference.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,22 @@ class Request:
     chat: bool = False
 
 
-def request(inference: Inference, fields: Fields, format: Format | None) -> Request:
+def request(loaded: LoadedModel, fields: Fields, format: Format | None) -> Request:
     """Return what a row asks: its `prompt` as it stands, its `messages`, or the run's text format filled in.
 
     Raises: ValueError if it holds none of these.
     """
     if isinstance(fields.get("prompt"), str):
-        return Request(fields["prompt"], inference.encode(fields["prompt"]))
+        return Request(fields["prompt"], loaded.encode(fields["prompt"]))
     if isinstance(fields.get("messages"), list):
         messages = fields["messages"]
         if messages and messages[-1].get("role") == "assistant":  # the answer to be found, as in training data
             messages = messages[:-1]
-        return Request(json.dumps(messages, ensure_ascii=False), inference.encode_chat(messages), chat=True)
+        return Request(json.dumps(messages, ensure_ascii=False), loaded.encode_chat(messages), chat=True)
     if format is None:
         raise ValueError(f"no field 'prompt' or 'messages'; it has {', '.join(map(repr, fields)) or 'none'}")
     text = format.prompt_text(fields)
-    return Request(text, inference.encode(text))
+    return Request(text, loaded.encode(text))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
@@ -59,12 +59,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
         yield f"{path}:{number}", row
 
 
-def read_requests(inference: Inference, path: Path, format: Format | None) -> list[Request]:
+def read_requests(loaded: LoadedModel, path: Path, format: Format | None) -> list[Request]:
     """Return what the rows of a prompts file ask. Raises: ValueError that names the row at fault."""
     requests = []
     for where, fields in read_rows(path):
         try:
-            requests.append(request(inference, fields, format))
+            requests.append(request(loaded, fields, format))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     if not requests:
@@ -72,7 +72,9 @@ def read_requests(inference: Inference, path: Path, format: Format | None) -> li
     return requests
 
 
-def answer_file(inference: Inference, requests: Sequence[Request], output: Path, how: Decoding, settings: Any) -> int:
+def answer_file(
+    loaded: LoadedModel, requests: Sequence[Request], output: Path, decoding: DecodingSettings, settings: Any
+) -> int:
     """Write an answer to every request, one JSON object a line, and return how many were already there.
 
     Each batch is written as it is done, the whole in the order of the requests at the end.
@@ -80,15 +82,15 @@ def answer_file(inference: Inference, requests: Sequence[Request], output: Path,
     """
     done = answered(output, requests, settings)
     todo = [i for i in range(len(requests)) if i not in done]
-    ends = inference.turn_ends() if any(r.chat for r in requests) else inference.ends
+    ends = loaded.turn_ends() if any(r.chat for r in requests) else loaded.ends
     output.parent.mkdir(parents=True, exist_ok=True)
     with bar("answers", len(requests), len(done)) as advance, output.open("a", encoding="utf-8") as file:
-        for i, tokens in decode(inference.scorer, [requests[i].tokens for i in todo], how, ends, numbers=todo):
+        for i, tokens in decode(loaded.scorer, [requests[i].tokens for i in todo], decoding, ends, numbers=todo):
             index = todo[i]
             line = {
                 "index": index,
                 "prompt": requests[index].text,
-                "answer": inference.text(tokens).strip(),
+                "answer": loaded.decode_text(tokens).strip(),
                 **settings,
             }
             done[index] = line

@@ -40,7 +40,7 @@ class Generator:
                     out[i] = answer
         return out
 
-    def text(self, tokens: NDArray[np.int32]) -> str:
+    def decode_text(self, tokens: NDArray[np.int32]) -> str:
         """Return tokens as text, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -60,7 +60,7 @@ class Generator:
             ),
             synced_gpus=False,
         )
-        return [self.text(row).strip() for row in out[:, width:].cpu().numpy()]
+        return [self.decode_text(row).strip() for row in out[:, width:].cpu().numpy()]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model: where its folder is, and the run that made it where that is known.
 
     `model` is a folder or hub id for `from_pretrained`, `config` the run's resolved config.
@@ -39,14 +39,14 @@ class Trained:
         return self.run_dir
 
     @property
-    def base(self) -> "Trained":
+    def base(self) -> "TrainedModel":
         """The model that the run started from. Raises: ValueError where no run is known, or it started from nothing."""
         if self.config is None:
             raise ValueError(f"run={self.given} names a model without the run that made it: its base is not known")
         model = self.config["model"]
         if model["init"] == "random":
             raise ValueError(f"run={self.given} started from random weights: it has no base model to compare with")
-        return Trained(self.given, model["name_or_path"], None, self.config, model["revision"])
+        return TrainedModel(self.given, model["name_or_path"], None, self.config, model["revision"])
 
     @property
     def fingerprint(self) -> str:
@@ -75,7 +75,7 @@ class Trained:
         return load(AutoConfig.from_pretrained, self.model, "model", **self._hub())
 
     def load_model(self, device: Any = "cpu", dtype: Any = "auto") -> Any:
-        """Return the whole model on one device, for inference."""
+        """Return the whole model on one device, for loaded."""
         from transformers import AutoModelForCausalLM
 
         return (
@@ -103,7 +103,7 @@ def load(from_pretrained: Any, name: str, kind: str, key: str = "run", **setting
         raise type(taught)(f"{taught}. There is no folder {name} here") from error
 
 
-def resolve(run: str | None) -> Trained:
+def resolve(run: str | None) -> TrainedModel:
     """Return what `run` names.
 
     Raises: FileNotFoundError for no such folder, ValueError for a folder that is none of these, or a run without a
@@ -116,7 +116,7 @@ def resolve(run: str | None) -> Trained:
     path = Path(locate(run)).expanduser()
     if not path.exists():
         if HUB_ID.match(run) and not run.startswith("."):
-            return Trained(run, run)
+            return TrainedModel(run, run)
         raise FileNotFoundError(f"run={run}: no such folder{nearby(path)}")
     if not path.is_dir():
         raise ValueError(f"run={run} is a file: expected the folder of a run, a checkpoint or a model")
@@ -129,13 +129,13 @@ def resolve(run: str | None) -> Trained:
     raise ValueError(f"run={run} is no run: it has neither {CONFIG} nor a model's config.json{nearby(path)}")
 
 
-def of_run(run: str, path: Path) -> Trained:
+def of_run(run: str, path: Path) -> TrainedModel:
     """Return the finished model of a run directory."""
-    from sftlab.checkpoints.manifest import complete
+    from sftlab.checkpoints.manifest import complete_checkpoints
 
     if (path / "model" / "config.json").is_file():
-        return Trained(run, str(path / "model"), path, read_config(path))
-    checkpoints = complete(path / "checkpoints")
+        return TrainedModel(run, str(path / "model"), path, read_config(path))
+    checkpoints = complete_checkpoints(path / "checkpoints")
     offer = (
         f"Its newest checkpoint can be used: run={checkpoints[-1]}"
         if checkpoints
@@ -144,13 +144,13 @@ def of_run(run: str, path: Path) -> Trained:
     raise ValueError(f"run={run} is not finished: it has no model/ yet. {offer}")
 
 
-def of_model(run: str, path: Path) -> Trained:
+def of_model(run: str, path: Path) -> TrainedModel:
     """Return a model folder, with its run where it lies in one."""
     run_dir = next((p for p in path.resolve().parents[:2] if (p / CONFIG).is_file()), None)
-    return Trained(run, str(path) if not run.startswith(SCHEME) else run, run_dir, read_config(run_dir))
+    return TrainedModel(run, str(path) if not run.startswith(SCHEME) else run, run_dir, read_config(run_dir))
 
 
-def of_checkpoint(run: str, path: Path) -> Trained:
+def of_checkpoint(run: str, path: Path) -> TrainedModel:
     """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet.
 
     Raises: ValueError where several ranks would write it.
@@ -164,7 +164,7 @@ def of_checkpoint(run: str, path: Path) -> Trained:
                 f"python -m sftlab.export run={run_dir} step={step}"
             )
         export_checkpoint(path, model)
-    return Trained(run, str(model), run_dir, read_config(run_dir))
+    return TrainedModel(run, str(model), run_dir, read_config(run_dir))
 
 
 def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:

@@ -71,7 +71,7 @@ class World:
         self.any(False)
 
 
-def place() -> tuple[int, int, int]:
+def find_rank() -> tuple[int, int, int]:
     """Return (rank, size, local rank); under Submitit also set MASTER_ADDR, which it alone knows, and MASTER_PORT."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
@@ -96,7 +96,7 @@ def world(timeout_min: float = 30.0) -> Iterator[World]:
 
     Where a rank raised, the group is left without a barrier: the others may be inside a collective of their own.
     """
-    rank, size, local_rank = place()
+    rank, size, local_rank = find_rank()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:

@@ -9,7 +9,7 @@ from huggingface_hub import get_token
 
 from sftlab.assets import SCHEME, locate
 from sftlab.common.words import size
-from sftlab.inference.trained_model import Trained, resolve
+from sftlab.inference.trained_model import TrainedModel, resolve
 from sftlab.publishing.licence import licence_of
 from sftlab.publishing.stage import stage
 from sftlab.publishing.upload import upload
@@ -57,7 +57,7 @@ def check_repo_id(repo_id: str | None) -> None:
         raise ValueError(f"repo_id={repo_id}: {error}") from None
 
 
-def example_prompt(trained: Trained) -> str:
+def example_prompt(trained: TrainedModel) -> str:
     """Return a prompt as the run's format has it: a question of the demo's data, else one with its parts left blank.
 
     Rows of other data are never shown: they may be private.
@@ -102,7 +102,7 @@ def listing(folder: Path) -> None:
         print(f"  {size(num_bytes):>10}  {name}")
 
 
-def default_message(trained: Trained) -> str:
+def default_message(trained: TrainedModel) -> str:
     """Return what the commit says: the run's name and what it came to."""
     assert trained.run_dir is not None and trained.config is not None
     file = trained.run_dir / "summary.json"

@@ -19,9 +19,9 @@ from sftlab.common.files import read_jsonl, write_jsonl
 from sftlab.common.progress import bar
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
-from sftlab.data.forest import deal
-from sftlab.inference.decoding import Decoding, batches, decode
-from sftlab.inference.loaded_model import Inference
+from sftlab.data.forest import assign_to_ranks
+from sftlab.inference.decoding import DecodingSettings, batches, decode
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
@@ -31,14 +31,14 @@ Score = Callable[[str, Sequence[str]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured: examples, how they are answered, how an answer is scored; and on which ranks."""
+    """What is measured: examples, how they are answered, how the answer to each is scored; and on which ranks."""
 
     examples: Sequence[Example]
-    how: Decoding
-    score: Score
+    decoding: DecodingSettings
+    scores: Sequence[Score]
     world: World
 
-    def __call__(self, load: Callable[[], Inference], path: Path, settings: Mapping[str, Any]) -> list[Line]:
+    def __call__(self, load: Callable[[], LoadedModel], path: Path, settings: Mapping[str, Any]) -> list[Line]:
         """Return a line for every example, in their order, and leave them in `path`. Collective.
 
         Lines in `path` that were made with the same `settings` are kept; the model is loaded only for what is left.
@@ -89,12 +89,12 @@ class Measurement:
             members.setdefault(self.examples[i].group, []).append(i)
         groups = list(members.values())
         costs = [sum(len(self.examples[i]) for i in group) for group in groups]
-        return [i for g in deal(costs, self.world.size)[self.world.rank] for i in groups[g]]
+        return [i for g in assign_to_ranks(costs, self.world.size)[self.world.rank] for i in groups[g]]
 
-    def _lines(self, inference: Inference, mine: Sequence[int]) -> Iterator[Line]:
+    def _lines(self, loaded: LoadedModel, mine: Sequence[int]) -> Iterator[Line]:
         """Yield a line for each of these examples as soon as it is whole."""
         examples = [self.examples[i] for i in mine]
-        sums = losses(inference.scorer, examples, self.how.batch_size)
+        sums = losses(loaded.scorer, examples, self.decoding.batch_size)
         lines = [
             {"index": i, "id": e.id, "nll": float(nll), "correct": int(correct), "targets": int(targets)}
             for i, e, (nll, correct, targets) in zip(mine, examples, sums, strict=True)
@@ -102,14 +102,14 @@ class Measurement:
         asked = [k for k, e in enumerate(examples) if e.references]
         yield from (line for line, e in zip(lines, examples, strict=True) if not e.references)
         prompts = [examples[k].tokens[: examples[k].num_prompt] for k in asked]
-        ends = inference.ends | endings(examples, inference.tokenizer)
-        for j, tokens in decode(inference.scorer, prompts, self.how, ends, numbers=[mine[k] for k in asked]):
-            e, answer = examples[asked[j]], inference.text(tokens).strip()
+        ends = loaded.ends | endings(examples, loaded.tokenizer)
+        for j, tokens in decode(loaded.scorer, prompts, self.decoding, ends, numbers=[mine[k] for k in asked]):
+            e, answer = examples[asked[j]], loaded.decode_text(tokens).strip()
             yield lines[asked[j]] | {
-                "prompt": inference.text(prompts[j]),
+                "prompt": loaded.decode_text(prompts[j]),
                 "answer": answer,
                 "references": list(e.references),
-                "scores": dict(self.score(answer, e.references)),
+                "scores": dict(self.scores[mine[asked[j]]](answer, e.references)),
             }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Task:
 
 
 def run_tasks(
-    inference: Inference,
+    loaded: LoadedModel,
     tasks: Sequence[str],
     *,
     tasks_path: str | None = None,
@@ -49,7 +49,7 @@ def run_tasks(
         raise ValueError(
             f"tasks={','.join(unknown)}: no such task; lm_eval ls tasks lists them, and tasks_path=FOLDER adds your own"
         )
-    model = HFLM(inference.scorer.model, backend="causal", tokenizer=inference.tokenizer, batch_size=batch_size)
+    model = HFLM(loaded.scorer.model, backend="causal", tokenizer=loaded.tokenizer, batch_size=batch_size)
     found: Any = simple_evaluate(
         model,
         tasks=list(tasks),

@@ -1,26 +1,27 @@
 """A model scored on labelled data: predictions.jsonl, scores.json and a table; the base model beside it where asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sftlab.common.files import read_yaml
 from sftlab.config.groups import CONF, options
-from sftlab.data.example import Example
+from sftlab.data.example_set import ExampleSet
+from sftlab.data.format import Format
 from sftlab.data.plan import shuffled
-from sftlab.data.store import fingerprint
-from sftlab.inference.decoding import Decoding
-from sftlab.inference.loaded_model import Inference
-from sftlab.inference.trained_model import Trained
+from sftlab.data.template import prepare_tokenizer
+from sftlab.inference.decoding import DecodingSettings
+from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.trained_model import TrainedModel
 from sftlab.parallel.world import world
-from sftlab.scoring.example_lines import Measurement
-from sftlab.scoring.scores_json import compare, show, write_report
+from sftlab.scoring.example_lines import Measurement, Score
+from sftlab.scoring.scores_json import compare_scores, show_scores, write_report
 from sftlab.training.build import component
 from sftlab.training.run import quiet_libraries
 
 
-def evaluate_on_data(trained: Trained, given: Mapping[Any, Any], option: str | None) -> None:
+def evaluate_on_data(trained: TrainedModel, given: Mapping[Any, Any], option: str | None) -> None:
     """Measure the model, and its base where asked, on a data option; leave lines and scores, show a table.
 
     `option` names the data option; None stands for the run's own validation data.
@@ -34,30 +35,31 @@ def evaluate_on_data(trained: Trained, given: Mapping[Any, Any], option: str | N
     part = f"-{given['limit']}" if given["limit"] else ""  # a quick look leaves what the whole gave alone
     folder = Path(given["output_dir"] or trained.folder / "evaluate" / f"{name}{part}")
     tokenizer = trained.load_tokenizer()
-    new_tokens = given["max_new_tokens"] or (
-        option is None and trained.config and trained.config["evaluation"]["max_new_tokens"]
-    )
-    how = Decoding(max_new_tokens=new_tokens or 256, batch_size=given["batch_size"])
+    of_run = (trained.config or {}).get("evaluation", {}).get("max_new_tokens") if option is None else None
+    decoding = DecodingSettings(max_new_tokens=given["max_new_tokens"] or of_run or 256, batch_size=given["batch_size"])
 
     with world(timeout_min=24 * 60) as here:  # a rank that is done waits for the slowest
         quiet_libraries(here)
         folder.mkdir(parents=True, exist_ok=True)
-        config = trained.load_config().get_text_config()
-        longest = config.max_position_embeddings
-        examples = data.evaluated(tokenizer, min(data.max_length or longest, longest))
-        chosen: list[Example] = chosen_of(examples, given["limit"], given["answers"])
-        measure = Measurement(chosen, how, data.format.score, here)
+        positions = trained.load_config().get_text_config().max_position_embeddings
+        max_length = min(data.max_length or positions, positions)
+        prepare_tokenizer(tokenizer, list(data.formats.values()))
+        examples = data.evaluated(tokenizer, max_length)
+        indices = chosen_of(examples, given["limit"])
+        chosen = [examples[i] if given["answers"] else replace(examples[i], references=()) for i in indices]
+        scores = [score_of(data.formats, examples.source_of(i)) for i in indices]
+        measure = Measurement(chosen, decoding, scores, here)
         settings = {
-            "data": fingerprint(examples.store.fingerprint, examples.kept.tolist()),
+            "data": examples.fingerprint,
             "limit": given["limit"],
             "answers": given["answers"],
-            "max_length": examples.max_length,
-            "max_new_tokens": how.max_new_tokens,
+            "max_length": max_length,
+            "max_new_tokens": decoding.max_new_tokens,
         }
         models = {"predictions": trained} | ({"baseline": trained.base} if given["baseline"] else {})
         lines = {
             file: measure(
-                lambda model=model: Inference.load(model, here.device, tokenizer),  # type: ignore[misc]
+                lambda model=model: LoadedModel.load(model, here.device, tokenizer),  # type: ignore[misc]
                 folder / f"{file}.jsonl",
                 settings | {"model": model.fingerprint},
             )
@@ -66,20 +68,32 @@ def evaluate_on_data(trained: Trained, given: Mapping[Any, Any], option: str | N
         if here.is_main:
             report = {"run": trained.given, "model": trained.model, "data": name, "settings": settings}
             report |= {"base_model": trained.base.model} if given["baseline"] else {}
-            report |= compare(lines["predictions"], lines.get("baseline"), [e.group for e in chosen])
+            report |= compare_scores(lines["predictions"], lines.get("baseline"), [e.group for e in chosen])
             write_report(folder / "scores.json", report)
-            show(f"{trained.given} on {name}: {len(chosen):,} examples", report)
+            show_scores(f"{trained.given} on {name}: {len(chosen):,} examples", report)
             print(f"predictions and scores are in {folder}")
 
 
-def chosen_of(examples: Any, limit: int | None, answers: bool) -> list[Any]:
-    """Return the examples to measure: all, or a sample of them, which is the same every time, in the data's order."""
-    indices = range(len(examples)) if limit is None else sorted(shuffled(len(examples), 0, 0)[:limit].tolist())
-    chosen = [examples[i] for i in indices]
-    return chosen if answers else [replace(e, references=()) for e in chosen]
+def chosen_of(examples: ExampleSet, limit: int | None) -> list[int]:
+    """Return which examples to measure: all, or a sample of them, which is the same every time, in the data's order."""
+    if limit is None:
+        return list(range(len(examples)))
+    return sorted(int(i) for i in shuffled(len(examples), 0, 0)[:limit])
 
 
-def own_name(trained: Trained) -> str:
+def score_of(formats: Mapping[str, Format], source: str) -> Score:
+    """Return what scores the answers to a source's examples; the names of a mixture's scores begin with the source."""
+
+    def score(answer: str, references: Sequence[str]) -> dict[str, float]:
+        return {
+            f"{source}/{name}" if source else name: value
+            for name, value in formats[source].score(answer, references).items()
+        }
+
+    return score
+
+
+def own_name(trained: TrainedModel) -> str:
     """Return what the run's data is called: its option, by the overrides or by its path; else `validation`."""
     assert trained.config is not None
     overrides = trained.run_dir and trained.run_dir / "overrides.yaml"

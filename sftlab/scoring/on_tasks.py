@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from sftlab.common.files import write_jsonl
-from sftlab.inference.loaded_model import Inference
-from sftlab.inference.trained_model import Trained
+from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.trained_model import TrainedModel
 from sftlab.scoring.lm_eval_harness import run_tasks
-from sftlab.scoring.scores_json import compare, show, write_report
+from sftlab.scoring.scores_json import compare_scores, show_scores, write_report
 from sftlab.training.run import quiet_transformers
 
 
-def evaluate_on_tasks(trained: Trained, given: Mapping[Any, Any]) -> None:
+def evaluate_on_tasks(trained: TrainedModel, given: Mapping[Any, Any]) -> None:
     """Run tasks of the LM Evaluation Harness on the model, and on its base where asked."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tasks= runs in one process: start it without torchrun")
@@ -23,7 +23,7 @@ def evaluate_on_tasks(trained: Trained, given: Mapping[Any, Any]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = {key: given[key] for key in ("tasks_path", "num_fewshot", "limit", "batch_size")}
     models = [trained, trained.base] if given["baseline"] else [trained]
-    results = [run_tasks(Inference.load(model, device), given["tasks"], **settings) for model in models]
+    results = [run_tasks(LoadedModel.load(model, device), given["tasks"], **settings) for model in models]
     for name, task in results[0].items():
         folder = Path(given["output_dir"] or trained.folder / "evaluate") / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,9 +33,9 @@ def evaluate_on_tasks(trained: Trained, given: Mapping[Any, Any]) -> None:
             base = results[1][name]
             write_jsonl(folder / "baseline.jsonl", base.lines)
             report |= {"base_model": trained.base.model}
-            report |= compare(task.lines, base.lines, scores=task.scores, base_scores=base.scores)
+            report |= compare_scores(task.lines, base.lines, scores=task.scores, base_scores=base.scores)
         else:
-            report |= compare(task.lines, None, scores=task.scores)
+            report |= compare_scores(task.lines, None, scores=task.scores)
         write_report(folder / "scores.json", report)
-        show(f"{trained.given} on {name}: {len(task.lines):,} documents", report)
+        show_scores(f"{trained.given} on {name}: {len(task.lines):,} documents", report)
         print(f"predictions and scores are in {folder}")

@@ -13,7 +13,7 @@ from sftlab.scoring.bootstrap import differences, scores_of
 Line = Mapping[str, Any]
 
 
-def compare(
+def compare_scores(
     lines: Sequence[Line],
     base: Sequence[Line] | None,
     groups: Sequence[int] | None = None,
@@ -36,7 +36,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     write_json(path, report)
 
 
-def show(title: str, report: Mapping[str, Any]) -> None:
+def show_scores(title: str, report: Mapping[str, Any]) -> None:
     """Print the scores as a table; a difference is followed by its 95 % interval."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("score", style="bold")

@@ -35,11 +35,11 @@ def make_app(engine: Engine, model: str) -> Starlette:
         return JSONResponse({"object": "list", "data": [card]})
 
     async def completions(http: HttpRequest) -> Response:
-        request = parse(CompletionRequest, await read(http), model)
+        request = parse(CompletionRequest, await read_body(http), model)
         return await respond(Completions(engine, model, request))
 
     async def chat(http: HttpRequest) -> Response:
-        request = parse(ChatRequest, await read(http), model)
+        request = parse(ChatRequest, await read_body(http), model)
         return await respond(Chat(engine, model, request))
 
     return Starlette(
@@ -124,8 +124,8 @@ class Completions(Answer):
     whole = piece = "text_completion"
 
     def __init__(self, engine: Engine, model: str, request: CompletionRequest) -> None:
-        prompts = [p if isinstance(p, list) else engine.inference.encode(p).tolist() for p in request.prompts]
-        super().__init__(engine, model, request, prompts, request.max_tokens, engine.inference.ends)
+        prompts = [p if isinstance(p, list) else engine.loaded.encode(p).tolist() for p in request.prompts]
+        super().__init__(engine, model, request, prompts, request.max_tokens, engine.loaded.ends)
 
     def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         """Return one whole answer."""
@@ -142,7 +142,7 @@ class Chat(Answer):
     whole, piece = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, engine: Engine, model: str, request: ChatRequest) -> None:
-        talk = engine.inference
+        talk = engine.loaded
         if not talk.tokenizer.chat_template:
             raise RequestError("this model has no chat template: it continues texts, POST /v1/completions")
         try:
@@ -169,7 +169,7 @@ def sampling(engine: Engine, request: Request, max_tokens: int | None) -> Sampli
     return Sampling(max_tokens=max_tokens, seed=request.seed, stop=request.stops, **chosen)
 
 
-async def read(http: HttpRequest) -> Any:
+async def read_body(http: HttpRequest) -> Any:
     """Return the JSON of a request. Raises: RequestError."""
     try:
         return json.loads(await http.body())

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.loaded_model import LoadedModel
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder returns for a character whose bytes are not all there yet
 
@@ -40,10 +40,10 @@ class Piece:
 
 
 class Engine:
-    """A trained model's inference, asked for one answer after the other."""
+    """A loaded model, asked for one answer after the other."""
 
-    def __init__(self, inference: Inference) -> None:
-        self.inference, self.model = inference, inference.scorer.model
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self.model = loaded, loaded.scorer.model
         self.longest = int(self.model.config.get_text_config().max_position_embeddings)
         self.turn = threading.Lock()
 
@@ -92,7 +92,7 @@ class Engine:
             if token in ends:
                 reason = "stop"
                 break
-            text = self.inference.text(got)
+            text = self.loaded.decode_text(got)
             cut = min((at for at in map(text.find, stops) if at >= 0), default=-1)
             if cut >= 0:
                 yield Piece(text[shown:cut], "stop", len(got))
@@ -101,7 +101,7 @@ class Engine:
             if not text.endswith(REPLACEMENT) and sure > shown:
                 yield Piece(text[shown:sure])
                 shown = sure
-        text = self.inference.text(got[:-1] if reason == "stop" else got)
+        text = self.loaded.decode_text(got[:-1] if reason == "stop" else got)
         yield Piece(text[shown:], reason, len(got))
 
     def _generate(
@@ -110,7 +110,7 @@ class Engine:
         sampled: dict[str, Any] = {"do_sample": False}
         if how.temperature > 0:
             sampled = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
-        pad = self.inference.tokenizer.pad_token_id
+        pad = self.loaded.tokenizer.pad_token_id
         config = GenerationConfig(
             max_new_tokens=room,
             eos_token_id=sorted(ends),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.common.words import duration, one_line
-from sftlab.inference.trained_model import Trained, resolve
+from sftlab.inference.trained_model import TrainedModel, resolve
 
 ENGINES = ("auto", "vllm", "transformers")
 
@@ -73,23 +73,23 @@ def choose(cfg: Any) -> str:
     return "transformers"
 
 
-def with_transformers(cfg: Any, trained: Trained, name: str, bound: Any) -> Any:
+def with_transformers(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
     """Return the server around a model loaded into this process."""
     import torch
     import transformers
 
-    from sftlab.inference.loaded_model import Inference
+    from sftlab.inference.loaded_model import LoadedModel
     from sftlab.serving.app import make_app
     from sftlab.serving.engine import Engine
     from sftlab.serving.servers import TransformersServer
 
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = Engine(Inference.load(trained, device))
+    engine = Engine(LoadedModel.load(trained, device))
     return TransformersServer(make_app(engine, name), bound)
 
 
-def with_vllm(cfg: Any, trained: Trained, name: str, bound: Any) -> Any:
+def with_vllm(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
     """Return the server that is a vLLM process; it binds the port for itself."""
     from sftlab.assets import locate
     from sftlab.serving.servers import VllmServer, vllm_command
@@ -144,7 +144,7 @@ def introduce(
           -d '{{"model": "{name}", "prompt": "...", "max_tokens": 32, "temperature": 0}}'""")
 
 
-def default_name(trained: Trained) -> str:
+def default_name(trained: TrainedModel) -> str:
     """Return what the model is called: its run's folder, or a hub id as it stands."""
     if trained.run_dir is not None:
         return trained.run_dir.absolute().name

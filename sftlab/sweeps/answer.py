@@ -13,7 +13,7 @@ from sftlab.sweeps.ranking import Group
 from sftlab.sweeps.record import Sweep
 
 
-def show(found: Sweep, metric: str, score: str, write: bool, console: Console) -> None:
+def show_answer(found: Sweep, metric: str, score: str, write: bool, console: Console) -> None:
     """Show the ranking; write report.html and best.yaml if `write`. Raises: ValueError for a metric no point has."""
     groups = ranking.ranked(found, metric, score)
     if groups[0].mean is None:
@@ -33,11 +33,11 @@ def show(found: Sweep, metric: str, score: str, write: bool, console: Console) -
     if not write:
         return
     if groups[0].best is not None:
-        file = best_yaml.write(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
+        file = best_yaml.write_best(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
         console.print(
             f"\nthe winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})"
         )
-    console.print(f"report: {report.write(found, groups, metric, score)}")
+    console.print(f"report: {report.write_page(found, groups, metric, score)}")
 
 
 def about(group: Group, found: Sweep, metric: str, score: str) -> list[str]:

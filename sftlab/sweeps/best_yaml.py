@@ -23,10 +23,10 @@ class Choice:
     is_deletion: bool = False
 
 
-def write(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
+def write_best(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
     """Write best.yaml into a sweep's folder, with a link where `--config-dir` finds experiments; return its path."""
     file = folder / "best.yaml"
-    write_whole(file, text(folder, choices, about))
+    write_whole(file, experiment_text(folder, choices, about))
     link = folder / "experiment" / "best.yaml"
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():
@@ -34,7 +34,7 @@ def write(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path
     return file
 
 
-def text(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> str:
+def experiment_text(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> str:
     """Return the experiment file: how to use it, the options that the winner chose, the values that it set."""
     kept = [c for c in choices if c.key.split(".")[0] not in LEFT_OUT]
     deleted = [f"'~{c.key}'" for c in kept if c.is_deletion]

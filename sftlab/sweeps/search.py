@@ -36,7 +36,7 @@ FAILED_IN_A_ROW = 5  # trials; then the fault is not theirs
 class Settings:
     """What `sweeper.` takes, and the two of `trainer.` that pruning depends on."""
 
-    n_trials: int
+    num_trials: int
     parallel_trials: int
     metric: str
     seed: int
@@ -48,7 +48,7 @@ class Settings:
     max_steps: int | None
 
     def __post_init__(self) -> None:
-        least = {"n_trials": 1, "parallel_trials": 1, "startup_trials": 1, "reduction_factor": 2}
+        least = {"num_trials": 1, "parallel_trials": 1, "startup_trials": 1, "reduction_factor": 2}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"sweeper.{name}={getattr(self, name)}: expected at least {low}")
@@ -79,7 +79,7 @@ class Running:
 
 
 class Search:
-    """Propose, start, watch, prune and judge trials up to `n_trials`. `make_point` returns a trial as
+    """Propose, start, watch, prune and judge trials up to `num_trials`. `make_point` returns a trial as
     Sweep.with_points takes it, and `code` is the copy of the code that all trials run."""
 
     def __init__(
@@ -146,7 +146,7 @@ class Search:
 
     def num_left(self) -> int:
         """Return how many trials are still to be proposed."""
-        return self.settings.n_trials - len(self.study.get_trials(deepcopy=False))
+        return self.settings.num_trials - len(self.study.get_trials(deepcopy=False))
 
     def take_up(self) -> None:
         """Take up the trials that an earlier driver left without a verdict; start those again that died."""

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from sftlab.checkpoints.hugging_face import describe, fill
+from sftlab.checkpoints.hugging_face import broadcast_weights, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.common.metrics import Metrics
 from sftlab.common.run_directory import Claim
 from sftlab.config.binding import COMPONENTS, check_node
-from sftlab.data.examples import Examples, Joined
-from sftlab.data.loader import NUM_LENGTHS, Arranger, Loader, round_up
+from sftlab.data.example_set import ExampleSet
+from sftlab.data.loader import NUM_LENGTHS, Loader, RowLayout, round_up
 from sftlab.data.plan import Plan
+from sftlab.data.template import prepare_tokenizer
 from sftlab.inference.sharded import Generator
 from sftlab.models.attention import expect_shapes
 from sftlab.models.load import check_vocabulary, skeleton
@@ -48,8 +49,8 @@ class Run:
 
     trainer: Trainer
     tokenizer: Any
-    train: Examples | Joined
-    val: Examples | Joined | None
+    train: ExampleSet
+    val: ExampleSet | None
     run_dir: Path
     data_path: str
 
@@ -68,12 +69,12 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     scorer = parts["parallel"](
         scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
     )
-    fill(scorer, lambda: model.load_weights(model_config, seed), world)
+    broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
     probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
-    arranger = arrange(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
-    if arranger.fixed_shapes:
+    row_layout = make_row_layout(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
+    if row_layout.fixed_shapes:
         expect_shapes(2 * NUM_LENGTHS)  # each with gradients and, in evaluation, without
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
@@ -87,15 +88,15 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         source=claim.source,
         rewind=claim.rewind,
         identity={"data": train.fingerprint},
-        anyway=config.get("resume_anyway", False),
-        sidecar=partial(describe, scorer, tokenizer),
+        anyway=config.get("resume_despite_changes", False),
+        sidecar=partial(write_all_but_weights, scorer, tokenizer),
     )
     trainer = Trainer(
         scorer=scorer,
         optimizer=optimizer,
         schedule=partial(parts["schedule"], total_steps=max_steps),
-        loader=Loader(train, plan, arranger, train.lengths),
-        evaluators=[] if val is None else evaluate_on(val, parts, scorer, tokenizer, arranger, world),
+        loader=Loader(train, plan, row_layout, train.lengths),
+        evaluators=[] if val is None else evaluate_on(val, parts, scorer, tokenizer, row_layout, world),
         checkpoints=checkpoints,
         metrics=Metrics(run_dir / "metrics.jsonl", parts["tracker"](run_dir)) if world.is_main else Metrics(None),
         console=console,
@@ -105,58 +106,64 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         max_steps=max_steps,
         stop=stop,
     )
-    return Run(trainer, tokenizer, train, val, run_dir, data.path)
+    return Run(trainer, tokenizer, train, val, run_dir, data.described_path)
 
 
 def evaluate_on(
-    val: Examples | Joined, parts: Mapping[str, Any], scorer: Scorer, tokenizer: Any, arranger: Arranger, world: World
+    val: ExampleSet,
+    parts: Mapping[str, Any],
+    scorer: Scorer,
+    tokenizer: Any,
+    row_layout: RowLayout,
+    world: World,
 ) -> list[Evaluator]:
     """Return what evaluates on the validation examples: their loss, and answers to a sample of each source's."""
     data, evaluation = parts["data"], parts["evaluation"]
     plan = Plan(val.groups, parts["trainer"].batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
-    evaluators: list[Evaluator] = [LossEvaluator(scorer, val, plan, arranger, world)]
+    evaluators: list[Evaluator] = [LossEvaluator(scorer, val, plan, row_layout, world)]
     generator = Generator(scorer, tokenizer, world.device, evaluation.max_new_tokens, evaluation.batch_size)
     for name, part in val.parts.items():
-        if answered := sample(part, evaluation.answers):
+        if answered := sample(part, evaluation.num_answers):
             evaluators.append(AnswerEvaluator(generator, answered, data.formats[name].score, world, name))
     return evaluators
 
 
 def preview_parts(
     config: Mapping[str, Any], device: torch.device
-) -> tuple[Any, Examples | Joined, Examples | Joined | None, Plan, Arranger]:
+) -> tuple[Any, ExampleSet, ExampleSet | None, Plan, RowLayout]:
     """Return the tokenizer, the examples of training and validation, the plan and the layout of a run of one rank."""
     parts = instantiate({name: config[name] for name in ("model", "data", "trainer")}, _convert_="all")
     model, data, settings = parts["model"], parts["data"], parts["trainer"]
     tokenizer, train, val = read_data(model, data, model.load_config(device))
     plan = Plan(train.groups, settings.batch_size, config["seed"], data.shuffle, data.group_by_prefix)
-    return tokenizer, train, val, plan, arrange(data, settings, tokenizer, train, val, device)
+    return tokenizer, train, val, plan, make_row_layout(data, settings, tokenizer, train, val, device)
 
 
-def read_data(model: Any, data: Any, model_config: Any) -> tuple[Any, Examples | Joined, Examples | Joined | None]:
+def read_data(model: Any, data: Any, model_config: Any) -> tuple[Any, ExampleSet, ExampleSet | None]:
     """Return the tokenizer, the training and the validation examples, none longer than the model's positions."""
     tokenizer = model.load_tokenizer()
+    prepare_tokenizer(tokenizer, list(data.formats.values()))
     check_vocabulary(model_config, tokenizer)
     longest = model_config.get_text_config().max_position_embeddings
     return tokenizer, *data.examples(tokenizer, min(data.max_length or longest, longest))
 
 
-def arrange(
+def make_row_layout(
     data: Any,
     settings: Any,
     tokenizer: Any,
-    train: Examples | Joined,
-    val: Examples | Joined | None,
+    train: ExampleSet,
+    val: ExampleSet | None,
     device: torch.device,
     rank: int = 0,
     num_ranks: int = 1,
-) -> Arranger:
+) -> RowLayout:
     """Return how the examples of a step become this rank's microbatches."""
     cuda = device.type == "cuda"
     alone = data.layout == "padded"
     longest = round_up(max(int(e.lengths.max()) for e in (train, val) if e is not None), 128)
     length = data.row_length or (longest if alone else max(longest, MICROBATCH_TOKENS))
-    return Arranger(
+    return RowLayout(
         layout=data.layout,
         row_length=length,
         rows_per_microbatch=settings.rows_per_microbatch or max(1, MICROBATCH_TOKENS // length if alone else 1),

@@ -18,7 +18,7 @@ from sftlab.training.build import preview_parts
 from sftlab.training.run import quiet_transformers
 
 
-def show(config: dict[str, Any], own: Mapping[str, Any]) -> None:
+def show_preview(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     """Show examples, a forest row and the report; write the files asked for."""
     check(config)
     quiet_transformers()
@@ -26,7 +26,7 @@ def show(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     if refused:  # train stops at the first; here all are to be seen
         config["data"]["overlong"] = "drop"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer, train, val, plan, arranger = preview_parts(config, device)
+    tokenizer, train, val, plan, row_layout = preview_parts(config, device)
     console = Console(record=own["picture"] is not None, highlight=False)
     painter = Painter(console, tokenizer)
     if own["row"] is None:
@@ -36,8 +36,8 @@ def show(config: dict[str, Any], own: Mapping[str, Any]) -> None:
         painter.example(train, train.find_row(own["row"]))
     if not 1 <= own["step"] <= plan.steps_per_epoch:
         raise ValueError(f"step={own['step']}: an epoch has steps 1 to {plan.steps_per_epoch}")
-    painter.forest(Loader(train, plan, arranger), own["step"])
-    painter.report(report(train, val, plan, arranger), refused)
+    painter.forest(Loader(train, plan, row_layout), own["step"])
+    painter.report(report(train, val, plan, row_layout), refused)
     if own["output"]:
         write_examples(Path(own["output"]), train, tokenizer)
         console.print(f"{len(train):,} examples written to {own['output']}", markup=False)

@@ -17,7 +17,7 @@ from sftlab.checkpoints.hugging_face import export, parameter_count
 from sftlab.common import run_directory, secrets
 from sftlab.common.words import duration
 from sftlab.config.binding import check
-from sftlab.data.report import report, short, write_skipped
+from sftlab.data.report import Report, report, short, write_skipped
 from sftlab.parallel.fsdp2 import compute_dtype
 from sftlab.parallel.world import World, world
 from sftlab.training.build import Run, build
@@ -47,7 +47,8 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
             with lost_ranks():
                 made = build(config, here, run_dir, claimed, stop)
                 if here.is_main:
-                    made.trainer.console.facts(f"sftlab: {config['name']}", facts(config, made))
+                    described = facts(config, made, leave_data_report(made))
+                    made.trainer.console.facts(f"sftlab: {config['name']}", described)
                 score = made.trainer.fit()
                 leave_model(config, made, here)
             if here.is_main:
@@ -133,15 +134,21 @@ def quiet_transformers(level: int = logging.WARNING) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def facts(config: Mapping[str, Any], made: Run) -> dict[str, str]:
-    """Return what will run, in words; the report on the data goes into the run directory too."""
+def leave_data_report(made: Run) -> Report:
+    """Write the report on the data and the rows that were skipped into the run directory; return the report."""
+    loader = made.trainer.loader
+    found = report(made.train, made.val, loader.plan, loader.row_layout, REPORTED_STEPS)
+    found.write_json(made.run_dir / "data.json")
+    write_skipped(made.run_dir / "skipped.jsonl", [made.train, made.val])
+    return found
+
+
+def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]:
+    """Return in words what will run."""
     trainer = made.trainer
     plan, here = trainer.loader.plan, trainer.world
     model = trainer.scorer.model
     dtype = str(compute_dtype(config["parallel"].get("param_dtype", "auto"), here.device)).removeprefix("torch.")
-    found = report(made.train, made.val, plan, trainer.loader.arranger, REPORTED_STEPS)
-    found.write(made.run_dir / "data.json")
-    write_skipped(made.run_dir / "skipped.jsonl", [made.train, made.val])
     data = {"data": made.data_path, **short(found)}
     if made.val is None:
         data["validation"] = "none (data.val_path, data.val_examples)"

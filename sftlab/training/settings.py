@@ -48,12 +48,12 @@ class TrainerSettings:
 class EvaluationSettings:
     """What `evaluation.` takes: how many validation examples are answered by generation (0: none), and how."""
 
-    answers: int = 64
+    num_answers: int = 64
     max_new_tokens: int = 32
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        check_counts("evaluation", self, {"answers": 0, "max_new_tokens": 1, "batch_size": 1})
+        check_counts("evaluation", self, {"num_answers": 0, "max_new_tokens": 1, "batch_size": 1})
 
 
 def check_counts(group: str, settings: object, least: Mapping[str, int]) -> None:

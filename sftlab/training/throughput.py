@@ -44,7 +44,7 @@ class Throughput:
         yield
         self.began_s += time.perf_counter() - paused_s
 
-    def read(self) -> dict[str, float]:
+    def take_rates(self) -> dict[str, float]:
         """Return the rates since the last reading, and begin anew."""
         now_s = time.perf_counter()
         elapsed_s = max(now_s - self.began_s, 1e-9)

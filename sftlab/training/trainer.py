@@ -49,14 +49,14 @@ class Trainer:
     settings: TrainerSettings
     max_steps: int
     stop: StopSignal
-    base_lr: float = field(init=False)
+    base_lrs: list[float] = field(init=False)  # of each parameter group; the schedule is a factor on them
     spent_s: float = field(init=False, default=0.0)
     began_s: float = field(init=False, default=0.0)
     scored: tuple[int, float] = field(init=False, default=(-1, math.nan))  # step and loss of the last evaluation
     skipped: list[dict[str, Any]] = field(init=False, default_factory=list)  # steps that trainer.skip_nonfinite let go
 
     def __post_init__(self) -> None:
-        self.base_lr = self.optimizer.param_groups[0]["lr"]
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     def fit(self) -> float:
         """Train from the newest checkpoint, or step 0, to `max_steps`; return the validation (or training) loss."""
@@ -69,7 +69,7 @@ class Trainer:
             values = self.train_step(step, data)
             stopping = self.stop.agreed()
             if self.due(step, self.settings.log_every):
-                self.metrics.write(step, self.time_s, {**values, **self.throughput.read()})
+                self.metrics.write_numbers(step, self.time_s, {**values, **self.throughput.take_rates()})
                 self.console.step(step, self.metrics.last)
             if self.due(step, self.settings.eval_every):
                 self.evaluate(step)
@@ -98,8 +98,8 @@ class Trainer:
         norm = clip_gradients(self.scorer, self.settings.clip_grad_norm, self.world)
         loss = (self.world.sum(nll) / max(data.num_targets, 1.0)).item()
         factor = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base_lr * factor
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * factor
         if math.isfinite(loss + norm):
             self.optimizer.step()
         else:
@@ -109,7 +109,7 @@ class Trainer:
         return {
             "train/loss": loss,
             "train/grad_norm": norm,
-            "train/lr": self.base_lr * factor,
+            "train/lr": self.base_lrs[0] * factor,
             "train/examples": data.num_examples,
             "train/targets": data.num_targets,
         }
@@ -174,11 +174,11 @@ class Trainer:
                 scores |= {f"val/{name}": value for name, value in found.scores.items()}
                 samples += found.samples
         if scores:
-            self.metrics.write(step, self.time_s if step else 0.0, scores)
+            self.metrics.write_numbers(step, self.time_s if step else 0.0, scores)
             self.metrics.samples(step, samples)
             self.console.evaluation(step, scores, samples)
         if samples:
-            self.metrics.text(step, "val/answers", markdown(samples))
+            self.metrics.write_text(step, "val/answers", markdown(samples))
         self.scored = (step, scores.get("val/loss", math.nan))
 
     @property

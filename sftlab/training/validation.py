@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sftlab.data.example import Example
-from sftlab.data.loader import Arranger
+from sftlab.data.loader import RowLayout
 from sftlab.data.plan import Plan, shuffled
 from sftlab.inference.sharded import Generator
 from sftlab.models.scorer import Scorer
@@ -56,7 +56,7 @@ class LossEvaluator:
     scorer: Scorer
     examples: Sequence[Example]
     plan: Plan
-    arranger: Arranger
+    row_layout: RowLayout
     world: World
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class LossEvaluator:
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # nll, correct, weight
         for step in range(1, self.plan.steps_per_epoch + 1):
             indices = self.plan.examples(step)
-            arranged = self.arranger.arrange([self.examples[int(i)] for i in indices], indices)
+            arranged = self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
             for batch in arranged.microbatches:
                 score = self.scorer(batch.to(self.world.device))
                 sums += torch.stack([score.nll.double(), score.correct.double(), batch.weight.sum().to(sums)])
@@ -92,7 +92,7 @@ class AnswerEvaluator:
         mine = self.examples[self.world.rank :: self.world.size]
         answers = self.generator.answers([e.tokens[: e.num_prompt] for e in mine])
         samples = [
-            Sample(e.id, self.generator.text(e.tokens[: e.num_prompt]), answer, e.references)
+            Sample(e.id, self.generator.decode_text(e.tokens[: e.num_prompt]), answer, e.references)
             for e, answer in zip(mine, answers, strict=True)
         ]
         gathered = sorted((s for part in self.world.gather(samples) for s in part), key=lambda s: s.id)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from sftlab.config.binding import check, check_node
 from sftlab.config.groups import CONF, options
 from sftlab.config.overrides import inside
-from sftlab.data.loader import Arranger
+from sftlab.data.loader import RowLayout
 from sftlab.data.plan import Plan
 from sftlab.models.load import Model, skeleton
 from tests.support import random_examples
@@ -105,8 +105,8 @@ def test_the_guides_recipe(tmp_path: Path) -> None:
     )
     seen: list[int] = []
     for rank in range(8):
-        arranger = Arranger(data["layout"], 128, trainer["rows_per_microbatch"], rank, 8, pad_token=2)
-        step = arranger.arrange([examples[int(i)] for i in plan.examples(1)], plan.examples(1))
+        row_layout = RowLayout(data["layout"], 128, trainer["rows_per_microbatch"], rank, 8, pad_token=2)
+        step = row_layout.arrange([examples[int(i)] for i in plan.examples(1)], plan.examples(1))
         assert [b.num_examples for b in step.microbatches] == [1] * 10
         assert [len(b.tokens) for b in step.microbatches] == [1] * 10
         seen += [b.num_tokens for b in step.microbatches]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sftlab.checkpoints.hugging_face import fill
+from sftlab.checkpoints.hugging_face import broadcast_weights
 from sftlab.data.batch import collate
-from sftlab.data.forest import deal, lay_out
+from sftlab.data.forest import assign_to_ranks, lay_out
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
@@ -35,14 +35,14 @@ def sharded(world: Any, param_dtype: str = "float32", replicate: int = 1, **conf
     model = whole().config
     model._attn_implementation = "sdpa"
     scorer = fsdp2(Scorer(skeleton(model)), world, param_dtype=param_dtype, replicate=replicate)
-    fill(scorer, whole, world)
+    broadcast_weights(scorer, whole, world)
     return scorer
 
 
 def backward(world: Any, scorer: Scorer) -> None:
     """Leave the gradients of one step over all ranks, as train_step does."""
     rows = lay_out(random_examples(8, longest=24), "packed", 64)
-    share = deal([len(r) for r in rows], world.size)[world.rank]
+    share = assign_to_ranks([len(r) for r in rows], world.size)[world.rank]
     batch = collate([rows[i] for i in share], max(1, len(share)), 64)
     (scorer(batch).nll * world.size / sum(float(r.weight.sum()) for r in rows)).backward()
 

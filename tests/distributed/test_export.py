@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from sftlab.checkpoints import manifest
-from sftlab.checkpoints.hugging_face import describe, export, fill
+from sftlab.checkpoints.hugging_face import broadcast_weights, export, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
@@ -36,7 +36,7 @@ def sharded(world: Any, tied: bool, seed: int) -> Scorer:
     config = whole().config
     config._attn_implementation = "sdpa"
     scorer = fsdp2(Scorer(skeleton(config)), world, param_dtype="float32")
-    fill(scorer, whole, world)
+    broadcast_weights(scorer, whole, world)
     return scorer
 
 
@@ -62,7 +62,7 @@ def train_and_leave(world: Any, folder: Path, tied: bool) -> Left:
 
     seen: Left = {"losses": [step(scorer, optimizers[0]) for _ in range(3)], "tied": [is_tied(scorer), is_tied(other)]}
     seen["num_parameters"] = sum(1 for _ in scorer.parameters())
-    sidecar = partial(describe, scorer, byte_tokenizer())
+    sidecar = partial(write_all_but_weights, scorer, byte_tokenizer())
     for name, of, optimizer in (("first", scorer, optimizers[0]), ("other", other, optimizers[1])):
         checkpoints = Checkpoints(folder / "checkpoints", 2, world, lambda text: None, sidecar=sidecar)
         if name == "first":

@@ -15,7 +15,7 @@ from sftlab.data.plan import Plan
 from tests.runs import compose, measured, run_all
 from tests.support import REPO, free_port
 
-SETTINGS = ("trainer.max_steps=6", "trainer.save_every=2", "evaluation.answers=0")
+SETTINGS = ("trainer.max_steps=6", "trainer.save_every=2", "evaluation.num_answers=0")
 
 
 def test_a_loss_that_is_no_number_stops_every_rank_or_is_skipped(

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sftlab.checkpoints.hugging_face import fill
+from sftlab.checkpoints.hugging_face import broadcast_weights
 from sftlab.common.metrics import Metrics
 from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
-from sftlab.data.loader import Arranger, Loader, Step
+from sftlab.data.loader import Loader, RowLayout, Step
 from sftlab.data.plan import Plan
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
@@ -56,7 +56,7 @@ EVALUATED = [("tree", 1, 4), ("tree", 4, 8), ("packed", 100, 1), ("padded", 4, 1
 
 def loader(world: Any, examples: list[Example], layout: str, per: int, batch_size: int) -> Loader:
     plan = Plan(np.array([e.group for e in examples]), batch_size, seed=0, shuffle=False, group_by_prefix=False)
-    return Loader(examples, plan, Arranger(layout, 128, per, world.rank, world.size, pad_token=2))
+    return Loader(examples, plan, RowLayout(layout, 128, per, world.rank, world.size, pad_token=2))
 
 
 def trainer(world: Any, scorer: Scorer, seen: Gradients) -> Trainer:
@@ -91,7 +91,7 @@ def everything(world: Any) -> dict[Any, Any]:
     model = tiny_llama().config
     model._attn_implementation = "sdpa"
     scorer = fsdp2(Scorer(skeleton(model)), world, param_dtype="float32")
-    fill(scorer, partial(tiny_llama), world)
+    broadcast_weights(scorer, partial(tiny_llama), world)
     found: dict[Any, Any] = {}
     for (name, layout, per), make in STEPS.items():
         seen: Gradients = {}
@@ -103,7 +103,7 @@ def everything(world: Any) -> dict[Any, Any]:
     for layout, batch_size, per in EVALUATED:
         examples = [*ragged(11), *silent()]
         given = loader(world, examples, layout, per, batch_size)
-        evaluate = LossEvaluator(scorer, examples, given.plan, given.arranger, world)
+        evaluate = LossEvaluator(scorer, examples, given.plan, given.row_layout, world)
         found[layout, batch_size, per, "val"] = dict(evaluate().scores)
     return found
 
@@ -220,7 +220,7 @@ def test_gauntlet_26_tokens_effective_tokens_and_targets_are_three_numbers(one: 
     numbers: dict[str, tuple[int, ...]] = {}
     for layout in LAYOUTS:
         for ranks in (1, 3):
-            arrangers = [Arranger(layout, 128, 2, r, ranks, pad_token=2) for r in range(ranks)]
+            arrangers = [RowLayout(layout, 128, 2, r, ranks, pad_token=2) for r in range(ranks)]
             steps: list[Step] = [a.arrange(examples, np.arange(12)) for a in arrangers]
             through = sum(b.tokens.numel() for s in steps for b in s.microbatches)  # padding of every rank included
             for s in steps:
@@ -232,7 +232,7 @@ def test_gauntlet_26_tokens_effective_tokens_and_targets_are_three_numbers(one: 
             monkeypatch.setattr("sftlab.training.throughput.time.perf_counter", lambda clock=clock: next(clock))
             meter = Throughput(Scorer(tiny_llama()), one)
             meter.add(steps[-1])
-            rates = meter.read()
+            rates = meter.take_rates()
             monkeypatch.undo()
             assert rates["perf/tokens_per_s"] == through / 2
             assert rates["perf/effective_tokens_per_s"] == alone / 2
@@ -255,7 +255,7 @@ def test_gauntlet_27_nothing_is_compiled_after_warm_up(layout: str, one: Any, mo
     scorer = fsdp2(scorer, one, param_dtype="float32", compile=True)
     examples = random_examples(40, seed=5, longest=120)
     plan = Plan(np.arange(len(examples)), 3, seed=0, shuffle=True, group_by_prefix=False)
-    made = Loader(examples, plan, Arranger(layout, 512, 2, 0, 1, pad_token=2, fixed_shapes=True))
+    made = Loader(examples, plan, RowLayout(layout, 512, 2, 0, 1, pad_token=2, fixed_shapes=True))
     shapes = []
     for step in range(1, 2 * plan.steps_per_epoch):
         data = made.step(step)

@@ -54,7 +54,7 @@ def test_a_finished_run_says_so_and_runs_no_step(
     ends = run_all([again, other, never])
     assert ends[0][0].startswith("score") and "is finished: 9 steps" in capfd.readouterr().out
     assert "optim.lr  0.01   0.02" in ends[1][0] and "seed      0      1" in ends[1][0]
-    assert "resume_anyway=true" in ends[1][0] and "resume=never" in ends[2][0]
+    assert "resume_despite_changes=true" in ends[1][0] and "resume=never" in ends[2][0]
     assert (runs / "straight/metrics.jsonl").read_bytes() == before
 
 

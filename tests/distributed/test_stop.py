@@ -13,7 +13,7 @@ from tests.runs import compose, measured, run_all
 def test_gauntlet_29_a_signal_on_one_rank_stops_all_at_a_step_boundary(
     tmp_path: Path, model_folder: Path, squad_files: tuple[Path, Path]
 ) -> None:
-    settings = ("trainer.max_steps=5", "trainer.log_every=2", "evaluation.answers=0")
+    settings = ("trainer.max_steps=5", "trainer.log_every=2", "evaluation.num_answers=0")
     straight = compose(tmp_path / "straight", model_folder, squad_files, *settings)
     stopped = compose(tmp_path / "stopped", model_folder, squad_files, *settings)
     ends = run_all([straight, {**stopped, "stop_at": 3}, stopped], ranks=2)
@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_gauntlet_29_a_full_disk_blocks_neither_the_run_nor_the_requeue(
     tmp_path: Path, small_disk: Path, model_folder: Path, squad_files: tuple[Path, Path], looks_free: bool
 ) -> None:
-    settings = ("trainer.max_steps=8", "trainer.save_every=2", "evaluation.answers=0", "trainer.keep_checkpoints=1")
+    settings = ("trainer.max_steps=8", "trainer.save_every=2", "evaluation.num_answers=0", "trainer.keep_checkpoints=1")
     run_dir = small_disk / "run"
     config = compose(run_dir, model_folder, squad_files, *settings)
     fill = {**config, "fill_at": 3, "fill": str(small_disk / "other"), "looks_free": looks_free}

@@ -16,7 +16,7 @@ Typed = Callable[..., str]
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the demo: 100 steps, enough to answer in the right form."""
     folder = tmp_path_factory.mktemp("demo") / "run, [of] 'today'=1"
-    done = command("train", f"run_dir={folder}", "trainer.max_steps=100", "evaluation.answers=8", "tracker=none")
+    done = command("train", f"run_dir={folder}", "trainer.max_steps=100", "evaluation.num_answers=8", "tracker=none")
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -1,4 +1,4 @@
-"""Decoding in forest rows gives the tokens of transformers' `generate`, prompt by prompt."""
+"""DecodingSettings in forest rows gives the tokens of transformers' `generate`, prompt by prompt."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
-from sftlab.inference.decoding import Decoding, batches, decode
+from sftlab.inference.decoding import DecodingSettings, batches, decode
 from sftlab.models.scorer import Scorer
 from tests.support import random_examples
 
@@ -59,7 +59,9 @@ def test_answers_are_those_of_generate(name: str, share: bool) -> None:
     scorer = made(CONFIGS[name])
     prompts = [e.tokens for e in random_examples(24, longest=50)]
     prompts += [prompts[0], prompts[1][: len(prompts[1]) // 2 + 1]]  # one twice, one the beginning of another
-    answers = dict(decode(scorer, prompts, Decoding(max_new_tokens=16, batch_size=7, share_prefixes=share), ENDS))
+    answers = dict(
+        decode(scorer, prompts, DecodingSettings(max_new_tokens=16, batch_size=7, share_prefixes=share), ENDS)
+    )
     expected = [reference(scorer, p, 16) for p in prompts]
     assert [answers[i] for i in range(len(prompts))] == expected
     assert len({len(e) for e in expected}) > 3  # they end at different steps, or nothing was tested of that
@@ -82,7 +84,7 @@ def test_a_sample_depends_on_seed_and_prompt_alone() -> None:
 
     def sampled(numbers: list[int], **how: Any) -> dict[int, list[int]]:
         how = {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.9, "top_k": 50} | how
-        found = decode(scorer, [prompts[n] for n in numbers], Decoding(**how), ENDS, numbers=numbers)
+        found = decode(scorer, [prompts[n] for n in numbers], DecodingSettings(**how), ENDS, numbers=numbers)
         return {numbers[i]: tokens for i, tokens in found}
 
     one = sampled(list(range(12)))
@@ -97,7 +99,7 @@ def test_sampling_draws_with_the_model_s_probabilities() -> None:
     with torch.no_grad():
         logits = scorer.model(torch.tensor(prompt[None].astype(int))).logits[0, -1]
     expected = (logits / 1.5).softmax(-1).numpy()
-    how = Decoding(max_new_tokens=1, temperature=1.5, batch_size=500)
+    how = DecodingSettings(max_new_tokens=1, temperature=1.5, batch_size=500)
     drawn = [tokens[0] for _, tokens in decode(scorer, [prompt] * 4000, how, frozenset())]
     found = np.bincount(drawn, minlength=320) / 4000
     chance = np.sqrt(2 / np.pi * expected * (1 - expected) / 4000).sum()  # what 4,000 draws are off by on average
@@ -108,14 +110,14 @@ def test_sampling_draws_with_the_model_s_probabilities() -> None:
 def test_a_prompt_must_fit_the_context() -> None:
     scorer = made(CONFIGS["llama"])
     with pytest.raises(ValueError, match="prompt 2 has 128 tokens; this model's context holds 128"):
-        list(decode(scorer, [np.ones(3, np.int32), np.ones(128, np.int32)], Decoding(), ENDS))
+        list(decode(scorer, [np.ones(3, np.int32), np.ones(128, np.int32)], DecodingSettings(), ENDS))
     with pytest.raises(ValueError, match="prompt 1 is empty"):
-        list(decode(scorer, [np.ones(0, np.int32)], Decoding(), ENDS))
-    ((_, tokens),) = decode(scorer, [np.full(120, 99, np.int32)], Decoding(), frozenset())
+        list(decode(scorer, [np.ones(0, np.int32)], DecodingSettings(), ENDS))
+    ((_, tokens),) = decode(scorer, [np.full(120, 99, np.int32)], DecodingSettings(), frozenset())
     assert len(tokens) == 8  # as many as the context has room for, the last one never fed
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"batch_size": 0}])
 def test_settings_are_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Decoding(**bad)
+        DecodingSettings(**bad)

@@ -14,8 +14,8 @@ import torch
 
 from sftlab.data.example import Example
 from sftlab.data.formats.squad import Squad
-from sftlab.inference.decoding import Decoding
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.decoding import DecodingSettings
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import resolve
 from sftlab.scoring.bootstrap import differences, scores_of
 from sftlab.scoring.example_lines import Measurement, losses
@@ -94,7 +94,7 @@ def test_predictions_hold_what_the_scores_are_made_of(own: Path, demo_run: Path)
         assert line["prompt"].startswith("Context: ") and line["prompt"].endswith(" Answer:")
     for name in ("exact_match", "f1"):
         assert report["scores"][name] == sum(line["scores"][name] for line in lines) / 250
-    loaded = Inference.load(resolve(str(demo_run)), torch.device("cpu"))
+    loaded = LoadedModel.load(resolve(str(demo_run)), torch.device("cpu"))
     for line in lines[::50]:
         inputs = loaded.tokenizer(line["prompt"], return_tensors="pt")
         out = loaded.scorer.model.generate(**inputs, do_sample=False, max_new_tokens=32)
@@ -132,21 +132,21 @@ def test_a_model_folder_without_its_run(model_folder: Path, squad_files: tuple[P
 class Counted:
     """A measurement of random examples, with every model load and answered example counted."""
 
-    def __init__(self, inference: Inference, world: Any, num: int = 30) -> None:
+    def __init__(self, loaded: LoadedModel, world: Any, num: int = 30) -> None:
         examples = [
             Example(e.tokens, e.supervised, e.id, e.group, num_prompt=len(e), references=("a",) if i % 5 else ())
             for i, e in enumerate(random_examples(num, vocab=300))
         ]
         self.scored: list[str] = []
         self.loads = 0
-        self.inference = inference
-        self.measure = Measurement(examples, Decoding(max_new_tokens=3, batch_size=4), self.score, world)
+        self.loaded = inference
+        self.measure = Measurement(examples, DecodingSettings(max_new_tokens=3, batch_size=4), self.score, world)
 
     def score(self, answer: str, references: Any) -> dict[str, float]:
         self.scored.append(answer)
         return {"exact_match": 0.5}
 
-    def load(self) -> Inference:
+    def load(self) -> LoadedModel:
         self.loads += 1
         return self.inference
 
@@ -157,7 +157,7 @@ class Counted:
 
 @pytest.fixture
 def counted(model_folder: Path, one: Any) -> Counted:
-    return Counted(Inference.load(resolve(str(model_folder)), torch.device("cpu")), one)
+    return Counted(LoadedModel.load(resolve(str(model_folder)), torch.device("cpu")), one)
 
 
 def test_a_stopped_evaluation_goes_on(counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_what_is_there_is_used_if_it_is_of_the_same_settings(counted: Counted, t
 
 
 def test_losses_are_those_of_separate_rows(model_folder: Path) -> None:
-    scorer = Inference.load(resolve(str(model_folder)), torch.device("cpu")).scorer
+    scorer = LoadedModel.load(resolve(str(model_folder)), torch.device("cpu")).scorer
     examples = random_examples(20, seed=3)
     scorer.chunk = 7
     found = losses(scorer, examples, batch_size=6)

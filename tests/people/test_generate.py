@@ -12,7 +12,7 @@ import torch
 from sftlab.config.overrides import GIVEN, quote
 from sftlab.data.formats.squad import Squad
 from sftlab.data.render import Renderer
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.prompts import request
 from sftlab.inference.trained_model import resolve
 from tests.people.conftest import Typed
@@ -26,11 +26,11 @@ PROMPT = f"Context: {CONTEXT} Question: {QUESTION} Answer:"
 
 
 @pytest.fixture(scope="module")
-def loaded(demo_run: Path) -> Inference:
-    return Inference.load(resolve(str(demo_run)), torch.device("cpu"))
+def loaded(demo_run: Path) -> LoadedModel:
+    return LoadedModel.load(resolve(str(demo_run)), torch.device("cpu"))
 
 
-def greedy(loaded: Inference, prompt: str, max_new_tokens: int) -> str:
+def greedy(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> str:
     """What transformers makes of a prompt by itself."""
     inputs = loaded.tokenizer(prompt, return_tensors="pt")
     model = loaded.scorer.model
@@ -50,7 +50,7 @@ def test_a_prompt_is_taken_literally(text: str, demo_run: Path, typed: Typed, mo
     assert seen == [{"prompt": text}] * 2
 
 
-def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded: Inference) -> None:
+def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded: LoadedModel) -> None:
     answer = typed("generate", f"run={demo_run}", f"prompt={PROMPT}", "max_new_tokens=12")
     assert answer == greedy(loaded, PROMPT, 12) + "\n" and answer.strip()
     fields = typed(
@@ -61,10 +61,10 @@ def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded
     assert model == answer
 
 
-def test_gauntlet_09_11_a_prompt_has_the_tokens_it_was_trained_on(loaded: Inference) -> None:
+def test_gauntlet_09_11_a_prompt_has_the_tokens_it_was_trained_on(loaded: LoadedModel) -> None:
     fields = {"context": CONTEXT, "question": QUESTION, "answers": {"text": ["Ravi Merrow"]}}
     renderer = Renderer(loaded.tokenizer)
-    (example,) = renderer.examples([renderer.render(Squad().text(fields))], ["here"])
+    (example,) = renderer.examples([renderer.render(Squad().to_text(fields))], ["here"])
     trained_on = example.tokens[: example.num_prompt].tolist()
     asked = request(loaded, {"context": CONTEXT, "question": QUESTION}, Squad())
     assert asked.tokens.tolist() == trained_on == loaded.encode(PROMPT).tolist()
@@ -110,16 +110,18 @@ def test_a_text_file_is_a_prompt_a_line(demo_run: Path, typed: Typed, tmp_path: 
     assert [line["prompt"] for line in read_jsonl(output)] == [PROMPT, "another, with [brackets]"]
 
 
-def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab.inference.decoding import Decoding
+def test_a_chat_remembers_and_streams(demo_run: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab.inference.decoding import DecodingSettings
     from sftlab.inference.loaded_model import chat
 
     shown: list[str] = []
     asked: list[Any] = []
     monkeypatch.setattr(chat, "show", shown.append)
-    encode = Inference.encode_chat
-    monkeypatch.setattr(Inference, "encode_chat", lambda self, m: asked.append([dict(x) for x in m]) or encode(self, m))
-    how = Decoding(max_new_tokens=12, temperature=4.0)  # words at random, whatever the demo has learned
+    encode = LoadedModel.encode_chat
+    monkeypatch.setattr(
+        LoadedModel, "encode_chat", lambda self, m: asked.append([dict(x) for x in m]) or encode(self, m)
+    )
+    how = DecodingSettings(max_new_tokens=12, temperature=4.0)  # words at random, whatever the demo has learned
     chat.converse(loaded, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
     roles = [[m["role"] for m in messages] for messages in asked]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
@@ -129,7 +131,7 @@ def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeyp
     assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.turn_ends() - loaded.ends
 
 
-def test_one_turn_of_a_chat(demo_run: Path, typed: Typed, loaded: Inference) -> None:
+def test_one_turn_of_a_chat(demo_run: Path, typed: Typed, loaded: LoadedModel) -> None:
     answer = typed("generate", f"run={demo_run}", "chat=true", "prompt=Hello, [you]", "max_new_tokens=3")
     prompt = loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hello, [you]"}], add_generation_prompt=True, tokenize=False

@@ -28,7 +28,7 @@ DEMO = yaml.safe_load((REPO / "conf" / "data" / "demo.yaml").read_text())
 SUBSTITUTIONS = {
     "model=llama3_2_1b": "model=demo",
     "data=squad": f"data=squad data.path={DEMO['path']} data.val_path={DEMO['val_path']}",
-    "sftlab.train ": "sftlab.train trainer.max_steps=20 evaluation.answers=8 ",
+    "sftlab.train ": "sftlab.train trainer.max_steps=20 evaluation.num_answers=8 ",
     "--nproc-per-node 8": "--nproc-per-node 2",
     "tasks=[hellaswag]": "tasks=[lighthouses] tasks_path=tasks",
     "sftlab.serve": "sftlab.serve engine=transformers",

@@ -114,7 +114,7 @@ def test_card_tells_of_the_run(run: Path, typed: Typed) -> None:
     assert f"| loss | {first_loss(run):.4f} | **{summary['last']['val/loss']:.4f}** |" in text
     assert "| steps | 100 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
     assert f"`{environment['git_commit']}`" in text and "![Loss by optimiser step](loss.svg)" in text
-    command = "python -m sftlab.train run_dir=. trainer.max_steps=100 evaluation.answers=8 tracker=none"
+    command = "python -m sftlab.train run_dir=. trainer.max_steps=100 evaluation.num_answers=8 tracker=none"
     moved = command.replace("run_dir=.", "'run_dir=../../demo0/run, [of] '\"'\"'today'\"'\"'=1'")
     assert command in text or moved.split("'")[1][:8] in text
     assert "**Validation during training, answers scored on a sample of 8**" in text

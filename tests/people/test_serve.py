@@ -21,7 +21,7 @@ import torch
 from openai import OpenAI
 
 from sftlab.assets import FOLDER as ASSETS
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import resolve
 from sftlab.serving.app import make_app
 from sftlab.serving.engine import Engine
@@ -215,8 +215,8 @@ def test_what_cannot_be_answered_is_refused_by_name(client: OpenAI) -> None:
 
 def test_a_model_without_a_chat_template_says_so(model_folder: Path) -> None:
     """In a thread of this process: no command, no signals."""
-    inference = Inference.load(resolve(str(model_folder)), torch.device("cpu"))
-    server = TransformersServer(make_app(Engine(inference), "tiny"), bound := bind("127.0.0.1", 0))
+    loaded = LoadedModel.load(resolve(str(model_folder)), torch.device("cpu"))
+    server = TransformersServer(make_app(Engine(loaded), "tiny"), bound := bind("127.0.0.1", 0))
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     thread = threading.Thread(target=server.run)
     thread.start()

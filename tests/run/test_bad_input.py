@@ -17,7 +17,7 @@ from tests.runs import compose, run_all
 from tests.support import REPO, byte_tokenizer, make_model_folder, read_jsonl
 
 Files = tuple[Path, Path]
-FEW = ("trainer.max_steps=1", "evaluation.answers=0", "trainer.batch_size=2")
+FEW = ("trainer.max_steps=1", "evaluation.num_answers=0", "trainer.batch_size=2")
 
 
 def write(path: Path, content: Any) -> Path:

@@ -216,7 +216,7 @@ def test_plain_lines_where_there_is_no_terminal(runs: dict[str, Path]) -> None:
 
 
 def test_a_sweep_makes_a_directory_a_point(tmp_path: Path, model_folder: Path, squad_files: Files) -> None:
-    few = ("trainer.max_steps=2", "evaluation.answers=0", "tracker=none")
+    few = ("trainer.max_steps=2", "evaluation.num_answers=0", "tracker=none")
     done = train(tmp_path, model_folder, squad_files, "-m", "optim.lr=1e-4,1e-3", *few)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["sweeps"]

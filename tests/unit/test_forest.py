@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sftlab.data.example import Example
-from sftlab.data.forest import LAYOUTS, best_fit, deal, lay_out
+from sftlab.data.forest import LAYOUTS, assign_to_ranks, best_fit, lay_out
 from tests.support import random_examples
 
 
@@ -44,7 +44,7 @@ def test_too_long_an_example_is_named() -> None:
 
 def test_best_fit_and_deal() -> None:
     assert best_fit([5, 4, 3, 2, 1], 6) == [[0, 4], [1, 3], [2]]
-    assert deal([5, 4, 3, 2], 2) == [[0, 3], [1, 2]]
+    assert assign_to_ranks([5, 4, 3, 2], 2) == [[0, 3], [1, 2]]
 
 
 def test_several_ranks_get_as_many_rows_each_and_even_ones() -> None:

@@ -19,10 +19,10 @@ USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
 
 
 def test_squad() -> None:
-    text = Squad().text(SQUAD)
+    text = Squad().to_text(SQUAD)
     assert text == Text("Context: A b c. Question: What? Answer:", " b", "q1", "A b c.", ("b", "b c"))
     assert Squad().prompt_text({"context": "A b c.", "question": "What?"}) == text.prompt
-    none = Squad(unanswerable="cannot say").text({**SQUAD, "answers": {"text": []}})
+    none = Squad(unanswerable="cannot say").to_text({**SQUAD, "answers": {"text": []}})
     assert (none.completion, none.references) == (" cannot say", ("cannot say",))
 
 
@@ -32,7 +32,7 @@ def test_squads_own_json_of_both_versions() -> None:
         {"id": "2", "question": "No?", "answers": [], "is_impossible": True, "plausible_answers": [{"text": "c"}]},
     ]
     document = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "A b c.", "qas": qas}]}]}
-    first, second = (Squad().text(row) for row in Squad().rows(document))
+    first, second = (Squad().to_text(row) for row in Squad().rows(document))
     assert (first.id, first.completion, first.references) == ("1", " b", ("b", "A b"))
     assert (second.id, second.completion) == ("2", " unanswerable")
     with pytest.raises(ValueError, match="this is not SQuAD"):
@@ -48,25 +48,25 @@ def test_squad_scores_as_the_official_script() -> None:
 
 def test_prompt_completion_joins_the_columns_as_they_stand() -> None:
     row = {"p": "Say ", "c": "it ", "id": 7}
-    assert PromptCompletion("p", "c").text(row) == Text("Say ", "it ", "7", "Say ", ("it",))
-    assert PromptCompletion("p", "c", group_chars=2).text(row).group == "Sa"
+    assert PromptCompletion("p", "c").to_text(row) == Text("Say ", "it ", "7", "Say ", ("it",))
+    assert PromptCompletion("p", "c", group_chars=2).to_text(row).group == "Sa"
 
 
 def test_instruction_has_alpacas_two_wordings() -> None:
     row = {"instruction": "Add.", "input": "", "output": "3"}
-    plain = Instruction().text(row)
+    plain = Instruction().to_text(row)
     assert plain.prompt.endswith("### Instruction:\nAdd.\n\n### Response:\n") and "Input" not in plain.prompt
-    assert plain == Instruction().text({k: v for k, v in row.items() if k != "input"})
-    given = Instruction().text({**row, "input": "1 {and} 2"})
+    assert plain == Instruction().to_text({k: v for k, v in row.items() if k != "input"})
+    given = Instruction().to_text({**row, "input": "1 {and} 2"})
     assert given.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 {and} 2\n\n### Response:\n")
     assert given.completion == "3" and given.prompt.startswith("Below is an instruction that describes a task, paired")
-    named = Instruction("q", None, "a", without_input="{instruction}?").text({"q": "Add", "a": "3", "input": "x"})
+    named = Instruction("q", None, "a", without_input="{instruction}?").to_text({"q": "Add", "a": "3", "input": "x"})
     assert (named.prompt, named.completion) == ("Add?", "3")
 
 
 def test_gsm8k_is_scored_by_its_number() -> None:
     format = Gsm8k()
-    text = format.text(GSM)
+    text = format.to_text(GSM)
     assert text.prompt == "Question: 48 and half?\nAnswer:" and text.completion == f" {GSM['answer']}"
     for answer in ("so\n#### 1072.5", "#### $1,072.50", "####1072.500 clips", "#### 1072.50."):
         assert format.score(answer, text.references) == {"exact_match": 1.0}, answer
@@ -75,24 +75,24 @@ def test_gsm8k_is_scored_by_its_number() -> None:
 
 
 def test_text_is_learned_whole() -> None:
-    assert PlainText("body").text({"body": "All of it"}) == Text("", "All of it", None, "All of it")
+    assert PlainText("body").to_text({"body": "All of it"}) == Text("", "All of it", None, "All of it")
 
 
 def test_chat_of_openai_and_sharegpt_are_one() -> None:
     system = {"role": "system", "content": "Be brief."}
-    openai = Chat().text({"messages": [system, USER, ASSISTANT, USER, {**ASSISTANT, "content": " Ho "}], "id": "x"})
+    openai = Chat().to_text({"messages": [system, USER, ASSISTANT, USER, {**ASSISTANT, "content": " Ho "}], "id": "x"})
     said = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Yo"), ("human", "Hi"), ("gpt", " Ho ")]
-    sharegpt = Chat().text({"conversations": [{"from": f, "value": v} for f, v in said], "id": "x"})
+    sharegpt = Chat().to_text({"conversations": [{"from": f, "value": v} for f, v in said], "id": "x"})
     assert openai == sharegpt
     assert isinstance(openai, Conversation) and openai.supervised == (2, 4) and openai.references == ("Ho",)
-    assert Chat(supervise="last").text({"messages": list(openai.messages)}).supervised == (4,)
-    as_text = Chat().text({"messages": json.dumps([system, USER, ASSISTANT])})
+    assert Chat(supervise="last").to_text({"messages": list(openai.messages)}).supervised == (4,)
+    as_text = Chat().to_text({"messages": json.dumps([system, USER, ASSISTANT])})
     assert as_text.messages == openai.messages[:3]
-    parts = Chat().text(
+    parts = Chat().to_text(
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, ASSISTANT]}
     )
     assert parts.messages[0] == USER
-    weighed = Chat().text({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]})
+    weighed = Chat().to_text({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]})
     assert weighed.supervised == (3,) and all("weight" not in m for m in weighed.messages)
 
 
@@ -105,13 +105,13 @@ def test_chat_with_tools() -> None:
         {"from": "gpt", "value": "1"},
     ]
     tools = [{"type": "function", "function": {"name": "add"}}]
-    made = Chat().text({"conversations": rows, "tools": json.dumps(tools)})
+    made = Chat().to_text({"conversations": rows, "tools": json.dumps(tools)})
     assert [m["role"] for m in made.messages] == ["user", "assistant", "tool", "assistant"]
     assert made.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
     assert made.supervised == (1, 3) and made.tools == tuple(tools)
     # A columnar file has every key in every message.
     filled = {"role": "assistant", "content": "Yo", "tool_calls": None, "name": None}
-    assert Chat().text({"messages": [USER, filled], "tools": None}).messages[1] == ASSISTANT
+    assert Chat().to_text({"messages": [USER, filled], "tools": None}).messages[1] == ASSISTANT
 
 
 BAD: list[tuple[Format, dict[str, Any], str]] = [
@@ -162,7 +162,7 @@ BAD: list[tuple[Format, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("format", "row", "said"), BAD, ids=[f"{type(f).__name__}-{s[:30]}" for f, _, s in BAD])
 def test_a_bad_row_says_what_is_wrong(format: Format, row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as error:
-        format.text(row)
+        format.to_text(row)
     assert said in str(error.value)
 
 

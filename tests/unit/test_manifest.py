@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sftlab.checkpoints import manifest
-from sftlab.checkpoints.manifest import complete
 
 
 def whole(folder: Path) -> Path:
@@ -17,7 +16,7 @@ def whole(folder: Path) -> Path:
 
     path = folder / "step_00000001"
     save({"x": torch.arange(1000.0), "y": {"z": torch.ones(10)}}, checkpoint_id=str(path), no_dist=True)
-    manifest.write(path, {"step": 1}, manifest.describe(path, ["__0_0.distcp", ".metadata"]))
+    manifest.write_manifest(path, {"step": 1}, manifest.sizes_and_checksums(path, ["__0_0.distcp", ".metadata"]))
     return path
 
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def test_an_untouched_checkpoint_is_whole(tmp_path: Path) -> None:
     path = whole(tmp_path)
-    assert manifest.damage(path) == [] and manifest.read(path)["step"] == 1
+    assert manifest.damage(path) == [] and manifest.read_manifest(path)["step"] == 1
     assert complete(tmp_path) == [path]
 
 
@@ -62,7 +61,7 @@ def test_a_file_shorter_than_its_tensors_completes_no_checkpoint(tmp_path: Path)
     shard = path / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(manifest.Damaged, match=r"__0_0\.distcp has"):
-        manifest.write(path, {"step": 1}, manifest.describe(path, ["__0_0.distcp", ".metadata"]))
+        manifest.write_manifest(path, {"step": 1}, manifest.sizes_and_checksums(path, ["__0_0.distcp", ".metadata"]))
     assert not (path / manifest.NAME).exists()
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sftlab.data.batch import Batch
 from sftlab.data.example import Example
-from sftlab.data.forest import LAYOUTS, best_fit, deal, lay_out
-from sftlab.data.loader import Arranger, Loader
+from sftlab.data.forest import LAYOUTS, assign_to_ranks, best_fit, lay_out
+from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.mixture import draw, quotas
 from sftlab.data.plan import Plan
 
@@ -76,7 +76,7 @@ def test_gauntlet_14_every_prediction_is_made_once_an_epoch(
     examples = examples_of(drawn, stem)
     row_length = max(map(len, examples)) + room
     plan = Plan(np.array([e.group for e in examples]), batch_size, 7, shuffle, grouped)
-    loaders = [Loader(examples, plan, Arranger(layout, row_length, per, r, ranks, 2, fixed)) for r in range(ranks)]
+    loaders = [Loader(examples, plan, RowLayout(layout, row_length, per, r, ranks, 2, fixed)) for r in range(ranks)]
     met: Counter[tuple[bytes, int]] = Counter()
     indices: list[int] = []
     for number in range(1, plan.steps_per_epoch + 1):
@@ -178,7 +178,7 @@ def test_bins_hold_everything_once_and_ranks_are_even(sizes: list[int], ranks: i
     assert all(sum(sizes[i] for i in b) <= 50 for b in bins)
     filled = sorted(sum(sizes[i] for i in b) for b in bins)
     assert all(a + b > 50 for a, b in pairwise(filled))  # no two would have fitted in one
-    shares = deal(sizes, ranks)
+    shares = assign_to_ranks(sizes, ranks)
     assert sorted(chain(*shares)) == list(range(len(sizes)))
     assert max(map(len, shares)) - min(map(len, shares)) <= max(0, -(-len(sizes) // ranks))
     assert max(map(len, shares)) == -(-len(sizes) // ranks)

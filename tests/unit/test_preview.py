@@ -14,7 +14,7 @@ from rich.console import Console
 from sftlab import preview
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out, row, sort_key
-from sftlab.data.loader import Arranger, Loader
+from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.painter import Painter, predicted, segments
 from sftlab.data.plan import Plan
 from tests.support import byte_tokenizer, make_squad_file, random_examples, read_jsonl
@@ -154,7 +154,7 @@ def test_the_drawing_names_counts_and_branches() -> None:
         examples.append(Example(tokens, np.arange(len(tokens)) >= len(stem), str(i), group=0))
     console = Console(record=True, width=200)
     plan = Plan(np.zeros(3, int), 3, 0)
-    Painter(console, tok).forest(Loader(examples, plan, Arranger("tree", 128, 1, 0, 1, 2)), 1)
+    Painter(console, tok).forest(Loader(examples, plan, RowLayout("tree", 128, 1, 0, 1, 2)), 1)
     out = console.export_text()
     (made,) = lay_out(examples, "tree", 128)
     assert f"3 examples, " in out and f"{len(made)} here" in out  # noqa: F541

@@ -18,7 +18,7 @@ from sftlab.data.formats.squad import Squad
 from sftlab.data.formats.text import PlainText
 from sftlab.data.render import Renderer
 from sftlab.data.template import prepare
-from sftlab.inference.loaded_model import Inference
+from sftlab.inference.loaded_model import LoadedModel
 from tests.kinds import KINDS, MARKED, TEMPLATES, expected, pieces, tokenizer
 
 HAS_BOS = ("llama3", "sentencepiece")
@@ -40,7 +40,7 @@ def example(tok: Any, source: Text | Conversation) -> Example:
 def chat(tok: Any, messages: list[dict[str, Any]], supervise: str = "all", **fields: Any) -> Example:
     format = Chat(supervise=supervise)
     prepare(tok, [format])
-    return example(tok, format.text({"messages": messages, **fields}))
+    return example(tok, format.to_text({"messages": messages, **fields}))
 
 
 @functools.cache
@@ -51,8 +51,8 @@ def ready(kind: str, marked: bool = False) -> tuple[Any, Renderer]:
     return tok, Renderer(tok)
 
 
-def inference(tok: Any) -> Inference:
-    return Inference(cast(Any, None), tok, frozenset())  # encoding needs no model
+def inference(tok: Any) -> LoadedModel:
+    return LoadedModel(cast(Any, None), tok, frozenset())  # encoding needs no model
 
 
 def segments(kind: str, messages: list[dict[str, str]] = MESSAGES) -> list[tuple[str, bool]]:
@@ -107,7 +107,7 @@ BOUNDARIES = [
 @pytest.mark.parametrize(("prompt", "completion"), BOUNDARIES)
 def test_gauntlet_10_a_merge_across_the_boundary_masks_no_answer_token(kind: str, prompt: str, completion: str) -> None:
     tok = tokenizer(kind)
-    e = example(tok, PromptCompletion().text({"prompt": prompt, "completion": completion}))
+    e = example(tok, PromptCompletion().to_text({"prompt": prompt, "completion": completion}))
     check(tok, e, [(prompt, False), (completion, True)], begin_of(kind, tok), [tok.eos_token_id])
     said = b"".join(pieces(tok, e.tokens[e.supervised].tolist()))
     assert completion.encode() + tok.eos_token.encode() in said
@@ -146,7 +146,7 @@ def test_gauntlet_10_any_prompt_and_any_completion(kind: str, prompt: str, compl
 def test_gauntlet_06_the_end_of_text_is_supervised_even_where_it_is_the_padding(kind: str) -> None:
     tok = tokenizer(kind)
     tok.pad_token = tok.eos_token
-    e = example(tok, Squad().text({"context": "a b", "question": "c?", "answers": {"text": ["the keeper"]}}))
+    e = example(tok, Squad().to_text({"context": "a b", "question": "c?", "answers": {"text": ["the keeper"]}}))
     assert e.tokens[-1] == tok.eos_token_id == tok.pad_token_id and e.supervised[-1]
     from sftlab.data.batch import collate
     from sftlab.data.forest import lay_out
@@ -162,8 +162,8 @@ def test_gauntlet_09_one_bos_or_none_as_the_tokenizer_has_it(kind: str) -> None:
     tok = tokenizer(kind)
     row = {"context": "The steps", "question": "Who counts?", "answers": {"text": ["keeper"]}}
     made = [
-        example(tok, Squad().text(row)),
-        example(tok, PlainText().text({"text": "The keeper counts"})),
+        example(tok, Squad().to_text(row)),
+        example(tok, PlainText().to_text({"text": "The keeper counts"})),
         chat(tokenizer(kind), MESSAGES),
     ]
     made += [chat(tokenizer(kind, MARKED[kind]), MESSAGES)] if kind in MARKED else []
@@ -191,7 +191,7 @@ def test_gauntlet_09_a_template_without_bos_is_given_the_tokenizers(kind: str) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_gauntlet_13_the_first_token_is_never_a_target(kind: str) -> None:
     tok = tokenizer(kind)
-    e = example(tok, PlainText().text({"text": "the keeper counts two hundred steps"}))
+    e = example(tok, PlainText().to_text({"text": "the keeper counts two hundred steps"}))
     assert not e.supervised[0] and e.supervised[1:].all()
     assert e.num_prompt == (1 if kind in HAS_BOS else 0)
 
@@ -204,7 +204,7 @@ def test_gauntlet_11_the_text_trained_on_is_the_text_generation_is_prompted_with
         (PromptCompletion(), {"prompt": "Question: who?\nAnswer:", "completion": " the baker"}),
     ]
     for format, row in rows:
-        e = example(tok, format.text(row))
+        e = example(tok, format.to_text(row))
         asked = inference(tok).encode(format.prompt_text(row))
         assert asked.tolist() == e.tokens[: e.num_prompt].tolist()
     tok = tokenizer(kind)
@@ -266,7 +266,7 @@ def test_gauntlet_08_any_conversation(kind: str, words: list[str], marked: bool)
     messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(said)]
     messages = messages if len(messages) % 2 == 0 else messages[:-1]
     tok, renderer = ready(kind, marked and kind in MARKED)
-    (e,) = renderer.examples([renderer.render(Chat().text({"messages": messages}))], ["here"])
+    (e,) = renderer.examples([renderer.render(Chat().to_text({"messages": messages}))], ["here"])
     check(tok, e, segments(kind, messages), [], [])
 
 

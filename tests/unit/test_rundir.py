@@ -12,7 +12,7 @@ CONFIG: dict[str, Any] = {
     "name": "sft",
     "seed": 0,
     "resume": "auto",
-    "resume_anyway": False,
+    "resume_despite_changes": False,
     "launcher": None,
     "model": {"name_or_path": "a", "attention": "auto"},
     "data": {"path": "x.jsonl", "layout": "tree", "max_length": None},
@@ -70,9 +70,13 @@ def test_other_mathematics_is_refused_with_a_table_and_nothing_is_touched(
     before = content(run_dir)
     with pytest.raises(RunDirError) as refused:
         claim(run_dir, changed(**{key: value}), [])
-    assert row in str(refused.value) and "resume_anyway=true" in str(refused.value) and "there" in str(refused.value)
+    assert (
+        row in str(refused.value)
+        and "resume_despite_changes=true" in str(refused.value)
+        and "there" in str(refused.value)
+    )
     assert content(run_dir) == before
-    claim(run_dir, changed(**{key: value}, resume_anyway=True), [])
+    claim(run_dir, changed(**{key: value}, resume_despite_changes=True), [])
     assert run_directory.read_config(run_dir)[key.split("__")[0]] == changed(**{key: value})[key.split("__")[0]]
 
 

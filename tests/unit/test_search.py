@@ -16,11 +16,12 @@ import yaml
 
 optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not installed: the search is not tested")
 
+from sftlab.sweeps.trials import LocalTrials, birth  # noqa: E402
+
 from hydra_plugins.sftlab_optuna._search import split  # noqa: E402
 from sftlab import points  # noqa: E402
 from sftlab.sweeps.record import Sweep  # noqa: E402
 from sftlab.sweeps.search import Search, Settings  # noqa: E402
-from sftlab.sweeps.trials import LocalTrials, birth  # noqa: E402
 from tests.support import REPO, command  # noqa: E402
 
 SPACE = "optim.lr=tag(log,interval(1e-5,1e-1))"
@@ -71,7 +72,7 @@ class PretendTrials:
         (self.folder / str(num) / "summary.json").write_text(json.dumps(summary))
 
 
-def make_search(folder: Path, n_trials: int, trials: Any = None, space: str = SPACE, **changed: Any) -> Search:
+def make_search(folder: Path, num_trials: int, trials: Any = None, space: str = SPACE, **changed: Any) -> Search:
     folder.mkdir(exist_ok=True)
     if not (folder / "sweep.json").exists():
         Sweep(folder, str(folder), ["x"], {}).write()
@@ -82,7 +83,7 @@ def make_search(folder: Path, n_trials: int, trials: Any = None, space: str = SP
 
     default = {"parallel_trials": 3, "metric": "val/loss", "seed": 0, "startup_trials": 4, "pruner": "hyperband"}
     default |= {"min_steps": None, "reduction_factor": 3, "eval_every": 1, "max_steps": STEPS}
-    settings = Settings(n_trials=n_trials, **(default | changed))
+    settings = Settings(num_trials=num_trials, **(default | changed))
     return Search(
         folder, split([space])[1], settings, trials or PretendTrials(folder), make_point, say=lambda text: None
     )
@@ -145,7 +146,7 @@ def test_failed_trials_are_left_behind(tmp_path: Path) -> None:
 def test_pruning_needs_evaluations() -> None:
     with pytest.raises(ValueError, match=r"trainer\.eval_every=0"):
         Settings(
-            n_trials=1, parallel_trials=1, metric="val/loss", seed=0, startup_trials=1, pruner="hyperband",
+            num_trials=1, parallel_trials=1, metric="val/loss", seed=0, startup_trials=1, pruner="hyperband",
             min_steps=None, reduction_factor=3, eval_every=0, max_steps=9,
         )  # fmt: skip
 
@@ -229,8 +230,8 @@ def test_search_over_local_processes(tmp_path: Path, model_folder: Path, squad_f
     """The command: two trials at once, each a process; `sftlab.sweep` ranks what came of it."""
     train, val = squad_files
     arguments = [f"model.name_or_path={model_folder}", "data=squad", f"data.path={train}", f"data.val_path={val}"]
-    arguments += ["trainer.max_steps=4", "trainer.eval_every=2", "evaluation.answers=0", "tracker=none"]
-    arguments += ["sweeper=optuna", "sweeper.n_trials=2", "sweeper.parallel_trials=2", "hydra.sweep.dir=sweeps/s"]
+    arguments += ["trainer.max_steps=4", "trainer.eval_every=2", "evaluation.num_answers=0", "tracker=none"]
+    arguments += ["sweeper=optuna", "sweeper.num_trials=2", "sweeper.parallel_trials=2", "hydra.sweep.dir=sweeps/s"]
     made = command("train", *arguments, SPACE, "trainer.batch_size=4,8", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "trial 1  started" in made.stdout and "best: trial" in made.stdout

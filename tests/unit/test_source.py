@@ -16,7 +16,7 @@ from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.formats.squad import Squad
 from sftlab.data.formats.text import PlainText
-from sftlab.data.loader import Arranger
+from sftlab.data.loader import RowLayout
 from sftlab.data.mixture import Mixture
 from sftlab.data.plan import Plan
 from sftlab.data.report import report, write_skipped
@@ -118,7 +118,7 @@ def test_reading_by_range_is_reading_by_range(tmp_path: Path) -> None:
     assert len(source) == 7
     for start in range(8):
         for stop in range(start, 9):
-            assert list(source.read(start, stop)) == ROWS[start:stop]
+            assert list(source.read_rows(start, stop)) == ROWS[start:stop]
     assert source.where(3) == f"{tmp_path}/b.jsonl:3" and source.where(6) == f"{tmp_path}/b.jsonl:9"
 
 
@@ -327,16 +327,16 @@ def test_gauntlet_05_14_every_row_and_every_supervised_token_is_trained_or_repor
         train = Data(PromptCompletion(), str(path), on_error="skip", overlong=overlong).examples(TOK, 30)[0]
         plan = Plan(train.groups, 7, 0)
         for layout in ("tree", "packed", "padded"):
-            arranger = Arranger(layout, 64, 2, 0, 1, pad_token=2)
+            row_layout = RowLayout(layout, 64, 2, 0, 1, pad_token=2)
             trained = 0.0
             ids: list[str] = []
             for step in range(1, plan.steps_per_epoch + 1):
                 indices = plan.examples(step)
-                made = arranger.arrange([train[int(i)] for i in indices], indices)
+                made = row_layout.arrange([train[int(i)] for i in indices], indices)
                 trained += sum(float(b.weight.sum()) for b in made.microbatches)
                 ids += [train[int(i)].id for i in indices]
             assert len(set(ids)) == len(ids) == len(train)
-            (account,) = report(train, None, plan, arranger).accounts["training"].values()
+            (account,) = report(train, None, plan, row_layout).accounts["training"].values()
             assert account.supervised_tokens == trained
             assert (
                 account.rows
@@ -364,7 +364,7 @@ def test_gauntlet_05_examples_without_a_target_are_dropped_counted_and_named(tmp
     found, _ = Data(Chat(), str(path)).examples(chatty(), 1000)
     assert len(found) == 2 and all(e.supervised.any() for e in found)
     (account,) = (
-        report(found, None, Plan(found.groups, 2, 0), Arranger("tree", 512, 1, 0, 1, 0)).accounts["training"].values()
+        report(found, None, Plan(found.groups, 2, 0), RowLayout("tree", 512, 1, 0, 1, 0)).accounts["training"].values()
     )
     assert account.dropped["no supervised token"].examples == [f"{path}:2"]
     with pytest.raises(ValueError, match="row=2 is no training example: no supervised token"):
@@ -377,7 +377,7 @@ def test_the_report_counts_duplicates_and_overlap(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [*ROWS, ROWS[1], ROWS[1]])
     held = jsonl(tmp_path / "v.jsonl", [ROWS[2], {"prompt": "new", "completion": "x"}])
     train, val = Data(PromptCompletion(), str(path), val_path=str(held)).examples(TOK, 1000)
-    found = report(train, val, Plan(train.groups, 4, 0), Arranger("tree", 512, 1, 0, 1, 0))
+    found = report(train, val, Plan(train.groups, 4, 0), RowLayout("tree", 512, 1, 0, 1, 0))
     (account,) = found.accounts["training"].values()
     assert account.duplicates.count == 2 and account.duplicates.examples == [f"{path}:8", f"{path}:9"]
     assert (found.overlap.count, found.overlap.examples) == (1, [f"{held}:1"])

@@ -199,7 +199,7 @@ def embedded(page: str) -> dict[str, Any]:
 
 def make_report(folder: Path, metric: str = "val/loss") -> str:
     found = look(folder)
-    return report.write(found, ranking.ranked(found, metric), metric).read_text()
+    return report.write_page(found, ranking.ranked(found, metric), metric).read_text()
 
 
 def test_every_figure_of_the_report_is_in_metrics(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_best_yaml_writes_groups_and_values(tmp_path: Path) -> None:
     from sftlab.sweeps import best_yaml
 
     group = ranking.ranked(found, "val/loss")[0]
-    text = best_yaml.write(tmp_path, choices(found.points[0]), about(group, found, "val/loss", "last")).read_text()
+    text = best_yaml.write_best(tmp_path, choices(found.points[0]), about(group, found, "val/loss", "last")).read_text()
     assert text.startswith("# @package _global_\n") and "point 0, last val/loss 1.0" in text
     assert f"--config-dir {tmp_path} experiment=best '~tracker'" in text
     assert yaml.safe_load(text) == {
@@ -334,7 +334,7 @@ def test_from_sweep_to_answer_and_back(tmp_path: Path, model_folder: Path, squad
     late = tmp_path / "late.jsonl"
     train, val = squad_files
     fixed = [f"model.name_or_path={model_folder}", "data=squad", f"data.val_path={val}", "trainer.max_steps=2"]
-    fixed += ["evaluation.answers=2", "evaluation.max_new_tokens=4", "tracker=none", "trainer.batch_size=4"]
+    fixed += ["evaluation.num_answers=2", "evaluation.max_new_tokens=4", "tracker=none", "trainer.batch_size=4"]
     made = command(
         "train", "-m", *fixed, f"data.path={train},{late}", "optim.lr=1e-3", "hydra.sweep.dir=sweeps/s", cwd=tmp_path
     )

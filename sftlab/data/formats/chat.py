@@ -40,7 +40,7 @@ class Chat(Format):
         if self.supervise not in SUPERVISE:
             raise ValueError(f"data.format.supervise={self.supervise}: expected {' or '.join(SUPERVISE)}")
 
-    def text(self, fields: Fields) -> Conversation:
+    def to_text(self, fields: Fields) -> Conversation:
         """Return the conversation."""
         messages = tuple(message(m, i) for i, m in enumerate(turns(fields), 1))
         spoken = [i for i, m in enumerate(messages) if m["role"] == "assistant"]

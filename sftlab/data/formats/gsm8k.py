@@ -16,7 +16,7 @@ NUMBER = re.compile(r"####\s*\$?\s*(-?[\d.,]*\d)")
 class Gsm8k(Format):
     """The solution is learned as it stands, its `<<48/2=24>>` calculator notes included, as the paper trained."""
 
-    def text(self, fields: Fields) -> Text:
+    def to_text(self, fields: Fields) -> Text:
         """Return `Question: ... Answer:` and the solution."""
         question, answer = learned_field(fields, "question"), learned_field(fields, "answer")
         if number(answer) is None:

@@ -28,7 +28,7 @@ class Instruction(Format):
     with_input: str = WITH_INPUT
     without_input: str = WITHOUT_INPUT
 
-    def text(self, fields: Fields) -> Text:
+    def to_text(self, fields: Fields) -> Text:
         """Return the prompt and the response."""
         instruction, output = learned_field(fields, self.instruction), learned_field(fields, self.output)
         given = fields.get(self.input) if self.input else None

@@ -18,7 +18,7 @@ class PromptCompletion(Format):
     completion: str = "completion"
     group_chars: int = GROUP_CHARS
 
-    def text(self, fields: Fields) -> Text:
+    def to_text(self, fields: Fields) -> Text:
         """Return the two columns."""
         prompt, completion = text_field(fields, self.prompt), learned_field(fields, self.completion)
         return Text(

@@ -24,7 +24,7 @@ class Squad(Format):
 
     unanswerable: str = "unanswerable"
 
-    def text(self, fields: Fields) -> Text:
+    def to_text(self, fields: Fields) -> Text:
         """Return `Context: ... Question: ... Answer:` and the first answer."""
         prompt = self.prompt_text(fields)
         answers = field(fields, "answers")

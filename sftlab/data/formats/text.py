@@ -13,7 +13,7 @@ class PlainText(Format):
     column: str = "text"
     group_chars: int = GROUP_CHARS
 
-    def text(self, fields: Fields) -> Text:
+    def to_text(self, fields: Fields) -> Text:
         """Return the text, all of it to be learned."""
         text = learned_field(fields, self.column)
         return Text("", text, id=id_field(fields), group=text[: self.group_chars])

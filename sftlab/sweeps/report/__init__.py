@@ -22,7 +22,7 @@ MOST_SAMPLES = 12
 HERE = Path(__file__).parent
 
 
-def write(sweep: Sweep, groups: Sequence[Group], metric: str, score: str = "last") -> Path:
+def write_page(sweep: Sweep, groups: Sequence[Group], metric: str, score: str = "last") -> Path:
     """Write report.html into the sweep's folder; return its path."""
     file = sweep.folder / "report.html"
     write_whole(file, page(data(sweep, groups, metric, score)))

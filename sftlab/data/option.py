@@ -1,0 +1,61 @@
+"""What a data option is: the one abstract thing that a run, a preview and an evaluation know of their data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sftlab.data.example_set import ExampleSet
+from sftlab.data.examples import OVERLONG
+from sftlab.data.forest import LAYOUTS
+from sftlab.data.format import Format
+
+Splits = tuple[ExampleSet, ExampleSet | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOption(ABC):
+    """How examples lie in rows and which are kept; where they come from is the subclass's."""
+
+    max_length: int | None = None
+    overlong: str = "error"
+    layout: str = "tree"
+    row_length: int | None = None
+    group_by_prefix: bool = False
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("overlong", self.overlong, OVERLONG)
+
+    @property
+    @abstractmethod
+    def formats(self) -> Mapping[str, Format]:
+        """The formats by the name of the source; the name of a single source is empty."""
+
+    @property
+    @abstractmethod
+    def described_path(self) -> str:
+        """Where the examples come from, for messages."""
+
+    @abstractmethod
+    def examples(self, tokenizer: Any, max_length: int) -> Splits:
+        """Return the training and the validation examples, none of more than `max_length` tokens.
+
+        The tokenizer must be prepared for the formats (template.prepare_tokenizer).
+        """
+
+    @abstractmethod
+    def evaluated(self, tokenizer: Any, max_length: int) -> ExampleSet:
+        """Return the examples to evaluate on. Raises: ValueError if the option has none."""
+
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether the option names or holds out validation data."""
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that is none of those known."""
+    if value not in known:
+        raise ValueError(f"data.{key}={value}: expected one of {', '.join(known)}")
