@@ -17,6 +17,7 @@ from typing import Any
 
 from sftlab.common import secrets
 from sftlab.common.files import read_json, read_yaml, to_yaml, write_whole
+from sftlab.common.renamed import in_todays_names
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
@@ -36,7 +37,7 @@ PACKAGES = (
 # What may differ when a run is taken up again: where and how it runs, what is recorded and kept. Never the mathematics.
 FREE = (
     "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
-    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "parallel.tensor",
+    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", 
     "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers",
     "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every", "trainer.save_every",
     "trainer.keep_checkpoints", "trainer.on_failed_save", "trainer.skip_nonfinite", "trainer.compile",
@@ -158,11 +159,11 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the resolved config of a run."""
+    """Return the resolved config of a run, in today's names."""
     config = read_yaml(folder / CONFIG)
     if not isinstance(config, dict):
         raise RunDirError(f"{folder / CONFIG} is not the config of a run")
-    return config
+    return {str(key): value for key, value in in_todays_names(config).items()}
 
 
 def environment() -> dict[str, Any]:

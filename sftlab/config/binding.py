@@ -4,14 +4,18 @@ Apart from build.py because a sweep checks every point before it is queued, and 
 """
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import get_object, instantiate
 
 from sftlab.common import secrets
+from sftlab.common.renamed import MOVED
 from sftlab.config.errors import nearest, unknown_key
 from sftlab.config.groups import keys_of_option
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs an error that is raised and shown anyway
 
 COMPONENTS = ("model", "data", "optim", "schedule", "parallel", "tracker", "trainer", "evaluation")
 KEYS = (*COMPONENTS, "launcher", "sweeper", "seed", "name", "run_dir", "resume", "resume_despite_changes")
@@ -22,7 +26,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Raise ValueError for a key or value that no constructor takes, wherever written; builds nothing heavy."""
     for key in config:
         if key not in KEYS:
-            raise ValueError(f"{key}: no such key; {nearest(key, KEYS)}".rstrip("; "))
+            raise ValueError(unknown_key(key, KEYS))
     secrets.refuse(config)
     for name in COMPONENTS:
         check_node(name, config[name])
@@ -39,7 +43,7 @@ def check_node(path: str, node: Any) -> None:
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
-        signature = inspect.signature(get_object(node["_target_"]))
+        signature = inspect.signature(target_of(path, node))
         taken = signature.parameters
         for key in node:
             if key not in RESERVED and key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
@@ -53,3 +57,16 @@ def check_node(path: str, node: Any) -> None:
             raise ValueError(f"{path}: {node['_target_']}: {error}") from None
     for key, value in node.items():
         check_node(f"{path}.{key}", value)
+
+
+def target_of(path: str, node: Mapping[str, Any]) -> Any:
+    """Return what `_target_` names. Raises: ValueError if there is no such thing, or if it lies elsewhere now."""
+    target = str(node["_target_"])
+    if target in MOVED:
+        raise ValueError(f"{path}._target_={target}: it lies in {MOVED[target]} now")
+    try:
+        return get_object(target)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{path}._target_={target}: there is no such class or function ({str(error).splitlines()[0]})"
+        ) from None

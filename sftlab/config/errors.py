@@ -11,6 +11,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sftlab.common import secrets
+from sftlab.common.renamed import KEYS
 from sftlab.config.groups import keys, keys_of_option, options
 
 # Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
@@ -56,6 +57,8 @@ def text_of_hydra(message: str, text: str, config_name: str) -> str:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return the message for an unknown key: which options of its group take it, or the nearest key there is."""
+    if key in KEYS:
+        return f"{key}: it is called {KEYS[key]} now"
     known = list(known)
     group, _, leaf = key.partition(".")
     keys_of = {o: keys_of_option(group, o) for o in options(group)} if leaf else {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.common.files import read_yaml
-from sftlab.config.groups import CONF
+from sftlab.config.groups import CONF, is_group
 
 
 def planned(sweep_dir: Path) -> list[list[str]]:
@@ -31,8 +31,8 @@ def parsed_overrides(overrides: Sequence[str], config: Mapping[str, Any]) -> lis
     for o in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = o.key_or_group, o.value()
         chosen = "." not in key and isinstance(value, str) and isinstance(config.get(key), Mapping)
-        is_group = key == "experiment" or (CONF / key).is_dir() or chosen
-        made.append((key, value, is_group, o.is_delete()))
+        chooses = key == "experiment" or is_group(key) or chosen
+        made.append((key, value, chooses, o.is_delete()))
     return made
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sftlab.config import completion
 from sftlab.config.errors import complain, explain
-from sftlab.config.groups import CONF
+from sftlab.config.groups import CONF, hide_bases
 from sftlab.config.overrides import GIVEN, inside, quote
 
 START_TIME = "SFTLAB_START_TIME"
@@ -33,6 +33,7 @@ def main(task: Callable[[Any], float | None], config_name: str) -> None:
     multirun = any(a in ("-m", "--multirun") or re.fullmatch(SWEEPING, a) for a in sys.argv[1:])
     sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    hide_bases()
     OmegaConf.register_new_resolver("inside", inside, replace=True)
     OmegaConf.register_new_resolver("given", GIVEN.__getitem__, replace=True)
     script = completion.prepare(sys.argv[1:], as_module=sys.argv[0].endswith(".py"))

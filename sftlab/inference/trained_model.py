@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.assets import SCHEME, locate
-from sftlab.common.files import read_yaml
+from sftlab.common import run_directory
 from sftlab.common.run_directory import CONFIG
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -185,11 +185,8 @@ def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_
 
 
 def read_config(run_dir: Path | None) -> Mapping[str, Any] | None:
-    """Return a run's resolved config."""
-    if run_dir is None:
-        return None
-    config: Mapping[str, Any] = read_yaml(run_dir / CONFIG)
-    return config
+    """Return a run's resolved config, None without a run."""
+    return None if run_dir is None else run_directory.read_config(run_dir)
 
 
 def nearby(path: Path) -> str:

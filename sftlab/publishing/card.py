@@ -16,7 +16,7 @@ from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative, relative_tree
 
 TEMPLATE = Path(__file__).with_name("card.md")
-GROUPS = ("optim", "schedule", "peft", "parallel")
+GROUPS = ("optim", "schedule", "parallel")
 UNSHOWN = ("_target_", "_partial_", "cpu_offload", "replicate", "tensor")
 
 

@@ -1,0 +1,1 @@
+"""Options of packages installed beside sftlab, as Hydra finds them."""
