@@ -24,11 +24,10 @@ def generate(cfg: DictConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("generate runs in one process: start it without torchrun")
 
-    import torch
-
     from sftlab.inference.decoding import DecodingSettings
     from sftlab.inference.loaded_model import LoadedModel
     from sftlab.inference.trained_model import resolve
+    from sftlab.parallel.world import device_of
     from sftlab.training.build import component
     from sftlab.training.run import quiet_transformers
 
@@ -36,7 +35,7 @@ def generate(cfg: DictConfig) -> None:
     trained = resolve(given["run"])
     quiet_transformers()
     format = component("data.format", trained.format) if trained.format else None
-    loaded = LoadedModel.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = LoadedModel.load(trained, device_of(0))
     if given["chat"]:
         talk(loaded, given, decoding)
     elif given["prompts"] is not None:

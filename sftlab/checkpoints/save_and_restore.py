@@ -25,14 +25,13 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sftlab.checkpoints import manifest, rng
 from sftlab.checkpoints.hugging_face import SIDECAR
 from sftlab.common.files import sync
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.world import World
+from sftlab.parallel.world import World, local_part
 
 T = TypeVar("T")
 
@@ -297,16 +296,11 @@ def one_name_per_tensor(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in state.items() if name not in tied}
 
 
-def local(value: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a tensor."""
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
 def local_bytes(state: Any) -> int:
     """Return the bytes of the tensors in a nested state that this rank holds."""
     if isinstance(state, Mapping):
         return sum(local_bytes(v) for v in state.values())
-    return local(state).nbytes if isinstance(state, torch.Tensor) else 0
+    return local_part(state).nbytes if isinstance(state, torch.Tensor) else 0
 
 
 def causes(error: BaseException) -> list[str]:

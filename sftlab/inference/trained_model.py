@@ -169,14 +169,13 @@ def of_checkpoint(run: str, path: Path) -> TrainedModel:
 
 def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:
     """Write a checkpoint as a model folder; return the name of its dtype, by default what the run computed in."""
-    import torch
-
     from sftlab.checkpoints.hugging_face import export
     from sftlab.parallel.fsdp2 import compute_dtype
+    from sftlab.parallel.world import device_of
 
     config = read_config(checkpoint.parent.parent)
     assert config is not None
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = device_of(0)
     chosen = compute_dtype(config["parallel"].get("param_dtype", "auto") if dtype == "run" else dtype, here)
     folder.parent.mkdir(parents=True, exist_ok=True)
     trusted = bool(config["model"].get("trust_remote_code"))

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -85,6 +86,18 @@ def find_rank() -> tuple[int, int, int]:
     return 0, 1, 0
 
 
+def device_of(local_rank: int) -> torch.device:
+    """Return the device of a process: its own GPU of those on the node, the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def local_part(value: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def job_port(job_id: str) -> int:
     """Return the port at which a job's ranks meet, another for each of the jobs that may share a node."""
     return PORTS[int(job_id) % len(PORTS)]
@@ -97,8 +110,8 @@ def world(timeout_min: float = 30.0) -> Iterator[World]:
     Where a rank raised, the group is left without a barrier: the others may be inside a collective of their own.
     """
     rank, size, local_rank = find_rank()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    device = device_of(local_rank)
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     # gloo pairs by the host's name; where that does not resolve (containers, bare laptops) loopback always does.

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from sftlab.common.secrets import SECRETS
 from sftlab.publishing.paths import ABSOLUTE
 
@@ -49,11 +51,11 @@ def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
     if SECRET_NAME.search(name):
         yield "a file in which secrets are kept"
     if path.suffix == ".safetensors":
-        head = header(path)
-        state = sorted(key for key in head if key != "__metadata__" and STATE_TENSOR.search(key))
+        names, metadata = header(path)
+        state = sorted(key for key in names if STATE_TENSOR.search(key))
         if state:
             yield f"optimiser state: it holds {state[0]}" + (f" and {len(state) - 1} more such" if state[1:] else "")
-        content = json.dumps(head.get("__metadata__", {})).encode()
+        content = json.dumps(metadata).encode()
     else:
         content = path.read_bytes() if path.stat().st_size <= LARGE_BYTES else b""
     if token and token.encode() in content:
@@ -67,15 +69,13 @@ def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
             yield f"an absolute path of this machine: {paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
 
 
-def header(path: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file. Raises: ValueError if it is none."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        try:
-            head: dict[str, Any] = json.loads(file.read(size))
-        except (ValueError, OverflowError, MemoryError):
-            raise ValueError(f"{path} is no safetensors file, or half of one") from None
-    return head
+def header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the tensors and the metadata of a safetensors file. Raises: ValueError if it is none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys()), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or half of one ({error})") from None
 
 
 def absolute_paths(content: bytes, is_json: bool) -> list[str]:

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sftlab.common.files import write_jsonl
 from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import TrainedModel
+from sftlab.parallel.world import device_of
 from sftlab.scoring.lm_eval_harness import run_tasks
 from sftlab.scoring.scores_json import compare_scores, show_scores, write_report
 from sftlab.training.run import quiet_transformers
@@ -20,7 +19,7 @@ def evaluate_on_tasks(trained: TrainedModel, given: Mapping[Any, Any]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tasks= runs in one process: start it without torchrun")
     quiet_transformers()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(0)
     settings = {key: given[key] for key in ("tasks_path", "num_fewshot", "limit", "batch_size")}
     models = [trained, trained.base] if given["baseline"] else [trained]
     results = [run_tasks(LoadedModel.load(model, device), given["tasks"], **settings) for model in models]

@@ -75,16 +75,16 @@ def choose(cfg: Any) -> str:
 
 def with_transformers(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
     """Return the server around a model loaded into this process."""
-    import torch
     import transformers
 
     from sftlab.inference.loaded_model import LoadedModel
+    from sftlab.parallel.world import device_of
     from sftlab.serving.app import make_app
     from sftlab.serving.engine import Engine
     from sftlab.serving.servers import TransformersServer
 
     transformers.utils.logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(0)
     engine = Engine(LoadedModel.load(trained, device))
     return TransformersServer(make_app(engine, name), bound)
 
@@ -113,11 +113,10 @@ def with_vllm(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
 
 def dtype() -> str:
     """Return the dtype that `generate` computes in on this machine, so that answers agree."""
-    import torch
-
     from sftlab.parallel.fsdp2 import compute_dtype
+    from sftlab.parallel.world import device_of
 
-    return str(compute_dtype("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))).split(".")[1]
+    return str(compute_dtype("auto", device_of(0))).split(".")[1]
 
 
 def introduce(

@@ -3,7 +3,6 @@
 On rank 0 only; other ranks have a console that says nothing.
 """
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,8 +114,3 @@ class Console:
         if self.log:
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {strike(text)}\n")
             self.log.flush()
-
-
-def complain(text: str) -> None:
-    """Print an error to standard error."""
-    Terminal(stderr=True, highlight=False, soft_wrap=True, file=sys.stderr).print(text, style="red", markup=False)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from sftlab.config.binding import check
 from sftlab.data.loader import Loader
 from sftlab.data.painter import Painter, write_examples
 from sftlab.data.report import report
+from sftlab.parallel.world import device_of
 from sftlab.training.build import preview_parts
 from sftlab.training.run import quiet_transformers
 
@@ -25,7 +25,7 @@ def show_preview(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     refused = config["data"]["overlong"] == "error"
     if refused:  # train stops at the first; here all are to be seen
         config["data"]["overlong"] = "drop"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(0)
     tokenizer, train, val, plan, row_layout = preview_parts(config, device)
     console = Console(record=own["picture"] is not None, highlight=False)
     painter = Painter(console, tokenizer)

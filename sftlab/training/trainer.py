@@ -23,7 +23,7 @@ from sftlab.common.metrics import Metrics
 from sftlab.data.batch import Batch
 from sftlab.data.loader import Loader, Step
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.world import World
+from sftlab.parallel.world import World, local_part
 from sftlab.training.console import Console
 from sftlab.training.faults import NonFinite, memory_for, shown
 from sftlab.training.preempt import StopSignal
@@ -195,21 +195,15 @@ def clip_gradients(scorer: Scorer, max_norm: float | None, world: World) -> floa
     """
     parameters = [p for p in scorer.parameters() if p.grad is not None]
     squares = torch.zeros((), dtype=torch.float64, device=world.device)
-    for p in parameters:
-        squares += local(p.grad).float().square().sum() / num_copies(p.grad)
+    for gradient in [p.grad for p in parameters if p.grad is not None]:
+        squares += local_part(gradient).float().square().sum() / num_copies(gradient)
     norm = world.sum(squares).sqrt()
     if max_norm is not None:
         clip_grads_with_norm_(parameters, max_norm, norm.float(), foreach=True)
     return float(norm.item())
 
 
-def local(gradient: Tensor | None) -> Tensor:
-    """Return this rank's shard of a gradient."""
-    assert gradient is not None
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
-
-
-def num_copies(gradient: Tensor | None) -> int:
+def num_copies(gradient: Tensor) -> int:
     """Return how many ranks hold the same shard (more than one where parameters are replicated)."""
     if not isinstance(gradient, DTensor):
         return 1
