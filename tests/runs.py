@@ -1,13 +1,13 @@
 """Runs inside tests: composed configs, run one after the other on fresh ranks, crashed where a test wants it."""
 
-import multiprocessing as mp
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import free_port, read_jsonl
+from tests.ranks import on_ranks
+from tests.support import free_port, join, read_jsonl
 
 
 def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str) -> dict[str, Any]:
@@ -49,18 +49,8 @@ def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]
     `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples. `fill_at`
     fills the disk of the file `fill` up to 64 KiB in that step; `looks_free`: the system does not say so beforehand.
     """
-    context = mp.get_context("spawn")
-    ports = [free_port() for _ in configs]
-    with context.Manager() as manager:
-        ends = manager.dict()
-        processes = [context.Process(target=_rank, args=(r, ranks, ports, list(configs), ends)) for r in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(300)
-            assert process.exitcode == 0
-        found = dict(ends)
-    return [[found[i, r] for r in range(ranks)] for i in range(len(configs))]
+    found = on_ranks(_run_in_turn, ranks, ranks, [free_port() for _ in configs], list(configs))
+    return [list(ends) for ends in zip(*found, strict=True)]
 
 
 EXTRAS = ("crash_at", "stop_at", "nan_at", "indices", "fill_at", "fill", "looks_free")
@@ -70,25 +60,22 @@ class Crash(Exception):
     pass
 
 
-def _rank(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]], ends: Any) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _run_in_turn(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]]) -> list[str]:
     from sftlab.training.run import run
 
-    for i, config in enumerate(configs):
-        os.environ["MASTER_PORT"] = str(ports[i])
+    ends = []
+    for port, config in zip(ports, configs, strict=True):
+        join(rank, ranks, port)
         extra = {k: config.pop(k) for k in EXTRAS if k in config}
         restore = _patch(extra, rank, ranks)
         try:
-            ends[i, rank] = f"score {run(config, [])!r}"
+            ends.append(f"score {run(config, [])!r}")
         except SystemExit as left:
-            ends[i, rank] = f"exit {left.code}"
+            ends.append(f"exit {left.code}")
         except Exception as error:
-            ends[i, rank] = f"{type(error).__name__}: {error}"
+            ends.append(f"{type(error).__name__}: {error}")
         restore()
+    return ends
 
 
 def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:

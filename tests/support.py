@@ -2,20 +2,18 @@
 
 import json
 import os
-import pickle
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 
 from sftlab.data.example import Example
+from tests.ranks import on_ranks
 
 REPO = Path(__file__).parent.parent
 SHARED_DATA = REPO.parent / "shared" / "data"  # real SQuAD and GSM8K, where they are beside the checkout
@@ -142,21 +140,23 @@ def run_distributed(function: Callable[..., Any], ranks: int, *arguments: Any) -
 
     The function must be importable (at module level of a test). An exception on any rank is raised here.
     """
-    with tempfile.TemporaryDirectory() as folder:  # files, because a full pipe would hold the ranks up for ever
-        mp.spawn(_rank, (function, ranks, free_port(), folder, arguments), nprocs=ranks)
-        return [pickle.loads(Path(folder, str(r)).read_bytes()) for r in range(ranks)]
+    return on_ranks(_in_a_world, ranks, function, ranks, free_port(), arguments)
 
 
-def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, arguments: Any) -> None:
+def _in_a_world(rank: int, function: Callable[..., Any], ranks: int, port: int, arguments: Any) -> Any:
     from sftlab.parallel.world import world
 
+    join(rank, ranks, port)
+    with world() as here:
+        return function(here, *arguments)
+
+
+def join(rank: int, ranks: int, port: int) -> None:
+    """Say in the environment, as torchrun does, which rank this process is."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    with world() as here:
-        Path(folder, str(rank)).write_bytes(pickle.dumps(function(here, *arguments)))
 
 
 def train(folder: Path, model: Path, data: tuple[Path, Path], *arguments: str, ranks: int = 1, **kwargs: Any) -> Any:
