@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sftlab import train
-from sftlab.config import command as shared
+from sftlab.config import errors, groups, overrides
 from tests.support import REPO, command
 
 Refused = Callable[..., str]
@@ -41,7 +41,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def test_help_shows_groups_options_and_three_examples(tmp_path: Path) -> None:
     shown = command("train", "--help", cwd=tmp_path).stdout
     for group in ("model", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment"):
-        assert f"{group}: {', '.join(shared.options(group))}" in shown
+        assert f"{group}: {', '.join(groups.options(group))}" in shown
     assert "hydra" not in shown.lower()
     assert sum(line.startswith("  python -m sftlab.train") for line in shown.splitlines()) == 3
     assert "--cfg job" in shown
@@ -202,14 +202,14 @@ def test_nodes_without_a_launcher_say_which_launchers_take_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     error = refused("launcher.nodes=2")
-    takers = [o for o in shared.options("launcher") if "nodes" in shared.keys_of_option("launcher", o)]
+    takers = [o for o in groups.options("launcher") if "nodes" in groups.keys_of_option("launcher", o)]
     assert error.startswith("error: launcher.nodes: ") and all(f"launcher={t}" in error for t in takers)
 
     (tmp_path / "launcher").mkdir()
     (tmp_path / "launcher" / "none.yaml").write_text("{}\n")
     (tmp_path / "launcher" / "slurm.yaml").write_text("# @package _global_\nlauncher:\n  nodes: 1\n")
-    monkeypatch.setattr(shared, "CONF", tmp_path)
-    said = shared.unknown_key("launcher.nodes", ["launcher"])
+    monkeypatch.setattr(groups, "CONF", tmp_path)
+    said = errors.unknown_key("launcher.nodes", ["launcher"])
     assert said == "launcher.nodes: the chosen launcher option has no such key; it belongs to launcher=slurm"
 
 
@@ -226,7 +226,7 @@ def test_nodes_without_a_launcher_say_which_launchers_take_them(
     ],
 )
 def test_free_text_reaches_hydra_quoted(typed: str, quoted: str) -> None:
-    assert shared.quote(typed, multirun=False) == quoted
+    assert overrides.quote(typed, multirun=False) == quoted
 
 
 def test_paths_with_commas_brackets_and_quotes_arrive_as_typed(tmp_path: Path) -> None:

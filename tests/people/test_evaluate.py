@@ -139,7 +139,7 @@ class Counted:
         ]
         self.scored: list[str] = []
         self.loads = 0
-        self.loaded = inference
+        self.loaded = loaded
         self.measure = Measurement(examples, DecodingSettings(max_new_tokens=3, batch_size=4), self.score, world)
 
     def score(self, answer: str, references: Any) -> dict[str, float]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_an_untouched_checkpoint_is_whole(tmp_path: Path) -> None:
     path = whole(tmp_path)
     assert manifest.damage(path) == [] and manifest.read_manifest(path)["step"] == 1
-    assert complete(tmp_path) == [path]
+    assert complete_checkpoints(tmp_path) == [path]
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
@@ -52,7 +52,7 @@ def test_a_folder_without_its_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (path / manifest.NAME).write_text('{"step": 1, "fil')
     assert "checkpoint.json" in manifest.damage(path)[0]
     (path / manifest.NAME).unlink()
-    assert complete(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []
 
 
 def test_a_file_shorter_than_its_tensors_completes_no_checkpoint(tmp_path: Path) -> None:

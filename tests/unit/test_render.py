@@ -17,7 +17,7 @@ from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.formats.squad import Squad
 from sftlab.data.formats.text import PlainText
 from sftlab.data.render import Renderer
-from sftlab.data.template import prepare
+from sftlab.data.template import prepare_tokenizer
 from sftlab.inference.loaded_model import LoadedModel
 from tests.kinds import KINDS, MARKED, TEMPLATES, expected, pieces, tokenizer
 
@@ -39,7 +39,7 @@ def example(tok: Any, source: Text | Conversation) -> Example:
 
 def chat(tok: Any, messages: list[dict[str, Any]], supervise: str = "all", **fields: Any) -> Example:
     format = Chat(supervise=supervise)
-    prepare(tok, [format])
+    prepare_tokenizer(tok, [format])
     return example(tok, format.to_text({"messages": messages, **fields}))
 
 
@@ -47,7 +47,7 @@ def chat(tok: Any, messages: list[dict[str, Any]], supervise: str = "all", **fie
 def ready(kind: str, marked: bool = False) -> tuple[Any, Renderer]:
     """Return a tokenizer prepared for conversations and its renderer, made once."""
     tok = tokenizer(kind, MARKED[kind] if marked else None)
-    prepare(tok, [Chat()])
+    prepare_tokenizer(tok, [Chat()])
     return tok, Renderer(tok)
 
 
@@ -316,16 +316,16 @@ def test_a_template_from_a_file_is_saved_with_the_tokenizer(tmp_path: Path) -> N
     path = tmp_path / "own.jinja"
     path.write_text(TEMPLATES["qwen"])
     tok = tokenizer("qwen", "{{ 'another' }}")
-    prepare(tok, [Chat(template_path=str(path))])
+    prepare_tokenizer(tok, [Chat(template_path=str(path))])
     tok.save_pretrained(tmp_path / "saved")
     from transformers import AutoTokenizer
 
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again.chat_template == TEMPLATES["qwen"] and again.eos_token == "<|im_end|>"
     with pytest.raises(ValueError, match="cannot read it"):
-        prepare(tok, [Chat(template_path=str(tmp_path / "none.jinja"))])
+        prepare_tokenizer(tok, [Chat(template_path=str(tmp_path / "none.jinja"))])
     with pytest.raises(ValueError, match="a run has one chat template"):
-        prepare(tok, [Chat(), Chat(template_path=str(path))])
+        prepare_tokenizer(tok, [Chat(), Chat(template_path=str(path))])
 
 
 def test_templates_that_fail_say_why() -> None:
