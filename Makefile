@@ -15,7 +15,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	@$(MAKE) test
 
 format: .venv/ready
 	$(BIN)/ruff format .
