@@ -62,7 +62,9 @@ def talk(loaded: Any, given: dict[Any, Any], decoding: Any) -> None:
     from sftlab.inference.chat import converse, opening, show, stream, typed
 
     messages = opening(given["system"])
-    loaded.encode_chat([*messages, {"role": "user", "content": ""}])  # a missing template is said before the first turn
+    loaded.encode_chat(
+        [*messages, {"role": "user", "content": ""}]
+    )  # complain about a missing template before the first turn
     if given["prompt"] is None:
         converse(loaded, typed(), decoding, messages)
     else:

@@ -29,10 +29,10 @@ from sftlab.sweeps.watch import METRIC, come_back, failures, look, watch
 
 
 class Composer:
-    """Hydra's `load_sweep_config`, once a point and 14 times faster: points that choose the same options share a base.
+    """Hydra's `load_sweep_config`, 14 times faster: points that choose the same options share a composed base.
 
-    Composing reads and merges all YAMLs again for every point: 58 ms, and once more in the sweeper's validation. Here
-    values are applied to a copy of the composed base by the same function of Hydra (1.3) that it would use: 4 ms.
+    Hydra reads and merges all YAMLs for every point, 58 ms each, and again when it validates the sweep. Here values are
+    applied to a copy of the base by the same function that Hydra (1.3) uses, 4 ms each.
     """
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
@@ -60,7 +60,7 @@ class Composer:
 def launch(
     config: DictConfig, compose: Composer, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Compose, check and launch a batch of points; wait where told to. Return what Hydra's sweeper takes."""
+    """Compose, check and launch a batch of points; wait for them if `launcher.wait`. Return what Hydra's sweeper takes."""
     sweep_dir = Path(config.hydra.sweep.dir)
     points = [point(config, compose, sweep_dir, num, overrides) for num, overrides in enumerate(job_overrides, first)]
     nums, options = [num for num, _, _ in points], points[0][2]["launcher"]
@@ -103,7 +103,7 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
     print(make_launcher(options).script(sweep.to_run([num for num, _, _ in points], sweep.folder.absolute() / "code")))
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
-    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before we were asked
+    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before it called us
     made = [sweep.folder, *(sweep.folder.parents[:2] if sweep.folder.parts[0] == "sweeps" else ())]
     for folder in made:  # sweeps/<name>/<time>
         if not folder.is_dir() or any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Metrics: what a run measured, one JSON object a line, and what the last line and the best were.
+"""Metrics: what a run measured, one JSON object per line, with the last and the best value of each.
 
 `metrics.jsonl` is written by rank 0 and flushed as it is written; trackers get the same numbers. Losses are in nats per
 target, times in wall seconds since the first step began.
@@ -28,9 +28,9 @@ class Metrics:
         self._file = path.open("a", encoding="utf-8") if path else None
 
     def cut(self, step: int) -> None:
-        """Leave out what was written of steps after `step`, and a torn last line; remember the rest.
+        """Delete what was written after `step`, and a torn last line; remember the rest.
 
-        A run begins with this: from step k with what it knew then, from step 0 (`step=0`) with nothing.
+        Every run begins with this. A run that resumes at step k knows what it knew then; one that begins knows nothing.
         """
         if self.path is None or self._file is None:
             return
@@ -56,7 +56,7 @@ class Metrics:
             tracker.write_numbers(step, values)
 
     def samples(self, step: int, samples: Sequence[Any]) -> None:
-        """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object a line."""
+        """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object per line."""
         if self._file is None or not samples:
             return
         with Path(self._file.name).with_name(SAMPLES).open("a", encoding="utf-8") as file:
@@ -83,7 +83,7 @@ class Metrics:
 
 
 def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Leave in a file of lines those of steps up to `step`, none for step 0, and return them."""
+    """Keep the lines of steps up to `step` in a file (none for step 0), and return them."""
     kept = [line for line in read_jsonl(path) if step and line["step"] <= step]
     if path.exists():
         write_jsonl(path, kept)

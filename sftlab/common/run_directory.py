@@ -1,7 +1,6 @@
-"""The run directory: claimed before anything is written in it, and holding all that repeats the run.
+"""The run directory: claimed before anything is written into it, and holding everything that repeats the run.
 
-Resolved config, overrides, git commit and diff, package versions, metrics, checkpoints and the
-finished model lie in it.
+It holds the resolved config, overrides, git commit and diff, package versions, metrics, checkpoints and the model.
 """
 
 import json
@@ -22,7 +21,7 @@ from sftlab.common.renamed import in_todays_names
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 SUMMARY = "summary.json"
-GIT = "git.json"  # beside a copied package: the commit and the diff that it was copied from
+GIT = "git.json"  # lies beside a copied package: the commit and the diff of the code that was copied
 PACKAGES = (
     "sftlab",
     "torch",
@@ -34,7 +33,7 @@ PACKAGES = (
     "numpy",
     "submitit",
 )
-# What may differ when a run is taken up again: where and how it runs, what is recorded and kept. Never the mathematics.
+# What may change when a run resumes: where and how it runs, what is recorded and kept. Never the mathematics.
 FREE = (
     "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
     "parallel._target_", "parallel.replicate", "parallel.cpu_offload", 
@@ -51,10 +50,10 @@ class RunDirError(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a directory holds as its run starts.
+    """What a directory holds when its run starts.
 
-    `finished` is the summary of a run that has nothing left to do. `source` is where checkpoints come from if there is
-    none here; with `rewind`, before those that are here.
+    `finished` is the summary of a run that has nothing left to do. `source` is where checkpoints come from if the
+    directory has none of its own; with `rewind` it goes before those that the directory has.
     """
 
     finished: dict[str, Any] | None = None
@@ -79,7 +78,7 @@ def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> 
     if summary.get("status") == "finished" and theirs is not None and not differences(theirs, config):
         return Claim(finished=summary)
     (folder / SUMMARY).unlink(missing_ok=True)
-    # The same command again goes on where it was; said for the first time, it goes back to the named checkpoint.
+    # Repeating a command resumes its run; a new `resume=` rewinds it to the checkpoint that it names.
     again = theirs is not None and theirs.get("resume") == config.get("resume")
     rewind = source is not None and not again and source.resolve().parent == (folder / "checkpoints").resolve()
     return Claim(source=source, rewind=rewind)
@@ -107,7 +106,7 @@ def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -
 
 
 def idle(folder: Path) -> bool:
-    """Return whether the run in a directory failed before it had anything to lose: no step, no checkpoint."""
+    """Return whether the run in a directory failed before its first step, so that there is nothing to lose."""
     metrics = folder / "metrics.jsonl"
     begun = any((folder / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
     return not begun and read_summary(folder).get("status") == "failed"
@@ -136,8 +135,8 @@ def refuse_other_mathematics(folder: Path, theirs: Mapping[str, Any], ours: Mapp
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     table = "\n".join(f"  {k:<{widths[0]}}  {old:<{widths[1]}}  {new}" for k, old, new in rows)
     raise RunDirError(
-        f"{folder} holds a run of another config, which a resume would change on the way:\n{table}\n"
-        "name another run_dir, or go on with these by resume_despite_changes=true"
+        f"{folder} holds a run of another config, so that a resume would change the mathematics:\n{table}\n"
+        "name another run_dir, or accept the changes with resume_despite_changes=true"
     )
 
 
@@ -148,7 +147,7 @@ def shown(value: Any, most: int = 40) -> str:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return {key: (old, new)} of the keys in which two configs differ, those of FREE left out."""
+    """Return {key: (old, new)} for the keys in which two configs differ. Keys of FREE are not compared."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(k for k in new if k not in old)]:
@@ -185,7 +184,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> dict[str, str | None]:
-    """Return the commit of the code that runs and the diff against it; of a copied package, those of its original."""
+    """Return the commit of the running code and the diff against it. A copied package gives those of its original."""
     copied = Path(__file__).parents[2] / GIT
     if copied.is_file():
         record = read_json(copied)
@@ -194,7 +193,7 @@ def commit() -> dict[str, str | None]:
 
 
 def git(*arguments: str) -> str | None:
-    """Return what git says of the folder that this code lies in; None where it is no checkout."""
+    """Return what git prints in the folder of this code; None where that is no checkout."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
@@ -204,7 +203,7 @@ def git(*arguments: str) -> str | None:
 
 
 def note_failure(folder: Path, rank: int, error: BaseException) -> None:
-    """Write down that a rank failed, and why; of several the first, unless it only lost a peer to another."""
+    """Record that a rank failed and why. The first failure is kept, unless it only says that another rank was lost."""
     summary = read_summary(folder)
     only_lost_a_peer = any(words in summary.get("error", "") for words in ("by peer", "RankLost"))
     if summary.get("status") != "failed" or only_lost_a_peer:
@@ -213,7 +212,7 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file whole, since a run may be killed at any moment, and without secrets."""
+    """Write a file in one step, with secrets struck out."""
     write_whole(path, secrets.strike(text))
 
 
@@ -223,5 +222,5 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the summary of a run that has ended; empty where it has not."""
+    """Return the summary of a run that has ended; an empty one where it has not."""
     return read_json(folder / SUMMARY)

@@ -1,7 +1,7 @@
-"""Secrets: what looks like one, so that none is written into a run's directory, and none is published.
+"""Secrets: what looks like one, so that none is written into a run directory and none is published.
 
-A token belongs in the environment. One that stands in a config is refused, since the config is written down; one that
-strays into a text (a traceback, a diff of the code) is struck out there.
+A token belongs in the environment. A token in a config is refused, because the config is written to disk. A token that
+strays into a text (a traceback, a diff of the code) is struck out of it.
 """
 
 import os
@@ -19,7 +19,7 @@ SECRETS = {
     "a password in a URL": re.compile(rb"\w+://[^\s/:@\"']+:[^\s/@\"']+@"),
 }
 VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$", re.IGNORECASE)
-LEAST = 8  # characters: a shorter value of such a variable would strike out ordinary words
+LEAST = 8  # characters: striking out shorter values would strike out ordinary words too
 STRUCK = "[secret]"
 
 
@@ -60,5 +60,5 @@ def strike(text: str) -> str:
 
 
 def own() -> list[tuple[str, str]]:
-    """Return the environment's variables that are named as secrets are."""
+    """Return the values of environment variables whose names say that they are secret."""
     return [(name, value) for name, value in os.environ.items() if VARIABLE.search(name) and len(value) >= LEAST]

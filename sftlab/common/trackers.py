@@ -18,7 +18,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def cut(self, step: int) -> None:
-        """Forget what was recorded of steps after `step`: the run goes on from there."""
+        """Forget what was recorded after `step`, because the run resumes there."""
 
     @abstractmethod
     def close(self) -> None:
@@ -43,7 +43,7 @@ class TensorBoard(Tracker):
         self.writer.add_text(name, text, step)
 
     def cut(self, step: int) -> None:
-        """Mark later events, of an earlier file too, as overtaken."""
+        """Mark later events as overtaken, those in an earlier file too."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)

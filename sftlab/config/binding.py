@@ -1,6 +1,6 @@
-"""Whether a config's parts bind: every key is one that its constructor takes. Builds nothing and reads no data.
+"""Checks that every key of a config is one that its constructor takes. Builds nothing and reads no data.
 
-Apart from build.py because a sweep checks every point before it is queued, and building imports several times as much.
+This is apart from build.py because a sweep checks every point before it is queued, and build.py imports torch.
 """
 
 import inspect
@@ -23,7 +23,7 @@ RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key or value that no constructor takes, wherever written; builds nothing heavy."""
+    """Raise ValueError for a key or a value that no constructor takes. Builds nothing heavy."""
     for key in config:
         if key not in KEYS:
             raise ValueError(unknown_key(key, KEYS))
@@ -32,14 +32,16 @@ def check(config: Mapping[str, Any]) -> None:
         check_node(name, config[name])
     launcher = config["launcher"] or {}
     check_node("launcher", launcher)
-    if "_target_" not in launcher:  # launcher=none, or a value put beside it
+    if "_target_" not in launcher:  # launcher=none takes no keys
         for key in launcher:
             raise ValueError(unknown_key(f"launcher.{key}", keys_of_option("launcher", "slurm")))
-    instantiate({name: config[name] for name in COMPONENTS}, _convert_="all")  # their own checks of values
+    instantiate(
+        {name: config[name] for name in COMPONENTS}, _convert_="all"
+    )  # runs the constructors' own checks of values
 
 
 def check_node(path: str, node: Any) -> None:
-    """Bind a node's keys to the signature of its target, and those of the nodes in it."""
+    """Bind the keys of a node to the signature of its target, then those of the nodes inside it."""
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:

@@ -1,7 +1,7 @@
 """Shell completion for `python -m sftlab.<command>`: `eval "$(python -m sftlab.train -sc install=bash)"`.
 
-Hydra completes `python file.py` and installed scripts, and gives up at `-m`. This installs a function of our own for
-`python -m`, which asks the command itself (`-sc query=bash`, the line in COMP_LINE), with `-m` hidden from Hydra.
+Hydra completes `python file.py` and installed scripts, but not `python -m`. This installs a bash function of our own
+for `python -m`. It asks the command itself (`-sc query=bash`, with the line in COMP_LINE) and hides `-m` from Hydra.
 """
 
 import os
@@ -22,7 +22,7 @@ complete -o nospace -o default -F _sftlab python python3
 
 
 def prepare(arguments: Sequence[str], as_module: bool) -> str | None:
-    """Return the script to print for `-sc install=bash`, if it is ours; make a query readable for Hydra."""
+    """Return the script to print for `-sc install=bash`; rewrite the line of a query so that Hydra understands it."""
     if as_module and "install=bash" in arguments and {"-sc", "--shell-completion"} & set(arguments):
         return BASH
     line = os.environ.get("COMP_LINE")

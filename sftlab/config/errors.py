@@ -14,7 +14,7 @@ from sftlab.common import secrets
 from sftlab.common.renamed import KEYS
 from sftlab.config.groups import keys, keys_of_option, options
 
-# Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
+# The message of these errors says what to do, and a traceback would hide it. SFTLAB_TRACEBACK=1 shows the traceback.
 TAUGHT = (ValueError, OSError, ArithmeticError, MemoryError)
 
 
@@ -26,7 +26,7 @@ def complain(text: str) -> None:
 
 
 def explain(error: BaseException, config_name: str) -> str:
-    """Return what to show for an error: its message where that teaches, else a traceback."""
+    """Return what to show for an error: its message if that says what to do, else the traceback."""
     while isinstance(error, InstantiationException) and error.__cause__:
         error = error.__cause__
     if isinstance(error, MissingMandatoryValue):
@@ -56,7 +56,7 @@ def text_of_hydra(message: str, text: str, config_name: str) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown key: which options of its group take it, or the nearest key there is."""
+    """Return the message for an unknown key: which options of its group have it, or the nearest key that exists."""
     if key in KEYS:
         return f"{key}: it is called {KEYS[key]} now"
     known = list(known)

@@ -1,4 +1,4 @@
-"""A grid of overrides, as Hydra's sweeper makes points of it; and the overrides of one point, parsed by its grammar."""
+"""The points of a grid as Hydra's sweeper makes them, and the overrides of one point parsed by Hydra's grammar."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Overrides as people type them: paths and free text quoted before Hydra parses them, names that stay in place."""
+"""Overrides as people type them: paths and free text are quoted before Hydra parses them, names are checked."""
 
 import re
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ FREE_TEXT = re.compile(
 LITERAL = re.compile(r"^(prompt|system|fields\.\w+)=(.*)$", re.DOTALL)
 
 
-GIVEN: dict[str, str] = {}  # texts of the command line that no parser may touch, by key
+GIVEN: dict[str, str] = {}  # free texts of the command line by key, kept away from Hydra's parser
 
 
 def quote(argument: str, multirun: bool) -> str:
-    """Quote the value of a free-text or path override, so that Hydra takes commas, brackets and the like as they stand.
+    """Quote the value of a free-text or path override, so that Hydra does not interpret commas, brackets and the like.
 
-    In a multirun a path that does not exist is left to the grammar: `data.path=a.jsonl,b.jsonl` is a sweep.
-    A prompt may hold anything, quotes and `${...}` too: it goes around Hydra, which gets a reference to it.
+    In a multirun a path that does not exist is not quoted, because `data.path=a.jsonl,b.jsonl` is a sweep.
+    A prompt may hold anything, quotes and `${...}` too: Hydra only gets a reference to it.
     """
     literal = LITERAL.match(argument)
     if literal:
@@ -40,20 +40,20 @@ def quote(argument: str, multirun: bool) -> str:
 
 
 def refuse_point_keys(overrides: Iterable[str]) -> None:
-    """Raise ValueError for what would move a sweep's point out of the sweep's directory."""
+    """Raise ValueError for an override that would move a point out of its sweep's directory."""
     for key in ("run_dir", "name"):
         if any(o.startswith(f"{key}=") and (key == "run_dir" or "," in o) for o in overrides):
             raise ValueError(f"{key}= cannot be set in a sweep: its points lie in hydra.sweep.dir, a folder each")
 
 
 def point_dir(folder: Path) -> str:
-    """Return a point's directory as its config names it: relative where it lies under the working directory."""
+    """Return the directory of a point as its config names it: relative if it lies below the working directory."""
     folder, here = folder.absolute(), Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def inside(name: str) -> str:
-    """Return a run's name. Raises: ValueError if a folder of that name would lie anywhere but in its parent."""
+    """Return the name of a run. Raises: ValueError if a folder of that name would lie outside of its parent."""
     name = str(name)
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or name != name.strip():
         raise ValueError(f"name={name!r} would leave its folder: a name is one folder's, without slashes")

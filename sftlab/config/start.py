@@ -1,4 +1,4 @@
-"""How every command starts: overrides quoted, one start time for all ranks, Hydra called, errors shown, an exit code.
+"""How every command starts: quote the overrides, agree on a start time, call Hydra, show errors, exit with a code.
 
 Imports Hydra and nothing heavy, so that `--help` and `--cfg job` answer at once.
 """
@@ -22,13 +22,13 @@ from sftlab.config.overrides import GIVEN, inside, quote
 START_TIME = "SFTLAB_START_TIME"
 
 
-SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=.*)"  # options that make a command a sweep without -m
+SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=.*)"  # these options make a command a sweep without -m
 
 
 def main(task: Callable[[Any], float | None], config_name: str) -> None:
-    """Run `task` on the config composed from `config_name` and the command line; exit 0, or 1 with the error shown.
+    """Run `task` on the config composed from `config_name` and the command line. On an error, show it and exit with 1.
 
-    Hydra's own handler drops the traceback of a failed job and every suggestion, so errors are taken from it raw.
+    Hydra's own handler drops the traceback of a failed job and every suggestion, so we ask it for the raw errors.
     """
     multirun = any(a in ("-m", "--multirun") or re.fullmatch(SWEEPING, a) for a in sys.argv[1:])
     sys.argv[1:] = [quote(a, multirun) for a in sys.argv[1:]]
@@ -55,14 +55,14 @@ def main(task: Callable[[Any], float | None], config_name: str) -> None:
 
 
 class Failed(BaseException):
-    """Carries a single run's error past Hydra, which for an Exception prints a line of its own before ours."""
+    """Carries the error of a single run past Hydra, which would print a line of its own for an Exception."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def past_hydra(task: Callable[[Any], float | None]) -> Callable[[Any], float | None]:
-    """Return `task` with its errors carried past Hydra; in a sweep Hydra gets them, since its other points go on."""
+    """Return `task` with its errors carried past Hydra. In a sweep Hydra gets them, so that other points still run."""
 
     @functools.wraps(task)
     def run(cfg: Any) -> float | None:
@@ -87,9 +87,9 @@ def chosen_option(group: str) -> str:
 
 
 def agree_on_start_time(multirun: bool) -> None:
-    """Put the time of the start into the environment, from which `run_dir` takes it: one directory for all ranks.
+    """Put the start time into the environment, where `run_dir` reads it, so that all ranks share one directory.
 
-    Under torchrun each rank composes for itself; rank 0's time travels through torchrun's own store.
+    Under torchrun each rank composes its own config, so rank 0 sends its time through torchrun's store.
     """
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{time.time_ns() // 1000 % 1_000_000:06d}"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_PORT" in os.environ:

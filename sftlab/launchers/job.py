@@ -1,7 +1,7 @@
 """The job: what every rank of a point runs, under SLURM through Submitit or started by the local launcher.
 
-It reads the config that was written at submission and calls sftlab.training.run. An exception leaves it as it came: the
-traceback goes to the rank's log, the exit code says failed, and the launcher ends the other ranks.
+It reads the config that was written at submission and calls sftlab.training.run. It catches no exception: the traceback
+goes to the log of the rank, the exit code says that it failed, and the launcher ends the other ranks.
 """
 
 import json
@@ -17,11 +17,11 @@ ATTEMPTS = "attempts.jsonl"
 
 
 class Stalled(RuntimeError):
-    """A point that was started again and again without getting any further."""
+    """A point that was started several times and never got past the same step."""
 
 
 class Job:
-    """A point as Submitit pickles it: by reference to this module, so that no state of a requeued job comes back."""
+    """A point as Submitit pickles it: two values and a reference to this module, so a requeue brings back no state."""
 
     def __init__(self, run_dir: str, max_stalled: int) -> None:
         self.run_dir = run_dir
@@ -32,11 +32,11 @@ class Job:
         import submitit
 
         env = submitit.JobEnvironment()
-        env.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before the requeue
+        env.paths.result_pickle.unlink(missing_ok=True)  # the result of an attempt before the requeue
         return run(Path(self.run_dir), env.job_id, env.global_rank, self.max_stalled)
 
     def checkpoint(self) -> object:
-        """Return what Submitit runs after a requeue: the same; everything else lies in the run directory."""
+        """Return what Submitit runs after a requeue: the same job. Its state lies in the run directory."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -47,7 +47,7 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
     if rank == 0:
         note_attempt(run_dir, job_id, max_stalled)
     config = run_directory.read_config(run_dir)
-    if config["resume"] == "never":  # the directory was new at submission; what is in it now is this point's own
+    if config["resume"] == "never":  # the directory was new at submission, so what lies in it now belongs to this point
         config["resume"] = "auto"
     if Path(config["run_dir"]).resolve() != run_dir.resolve():  # the sweep was moved since
         config["run_dir"] = str(run_dir)
@@ -62,10 +62,10 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
 
 
 def note_attempt(run_dir: Path, job_id: str, max_stalled: int) -> None:
-    """Write down that the job starts, and at which step; the last attempt's summary is no news of this one.
+    """Record that the job starts, and at which step; delete the summary of the last attempt.
 
-    Raises: Stalled if it has started from this step `max_stalled` times already: whatever ended it then (a time limit
-    shorter than the way to the next checkpoint, preemption without a warning) would end it for ever.
+    Raises: Stalled if the job has started from this step `max_stalled` times already. Whatever ended it then (a time
+    limit too short for the next checkpoint, preemption without a warning) would end it again.
     """
     if read_json(run_dir / "summary.json").get("status") != "finished":
         (run_dir / "summary.json").unlink(missing_ok=True)

@@ -22,8 +22,8 @@ from sftlab.common import run_directory
 from sftlab.common.files import read_json
 from sftlab.launchers.launcher import Points
 
-GRACE_S = 10.0  # between asking the other ranks of a failed point to end and ending them
-PATIENCE_S = 120.0  # between asking a point to save and ending it: longer than a step and a checkpoint
+GRACE_S = 10.0  # seconds in which the other ranks of a failed point may end by themselves
+PATIENCE_S = 120.0  # seconds in which a point may save after SIGTERM: longer than a step and a checkpoint
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class Local:
         }
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        if self.processes_per_node > 1 or self.parallel_points > 1:  # or each starts a thread for every core
+        if self.processes_per_node > 1 or self.parallel_points > 1:  # else each process starts one thread per core
             env.setdefault("OMP_NUM_THREADS", "1")
         devices = self.devices(slot)
         if devices:
@@ -156,7 +156,7 @@ def birth(pid: int) -> str:
 
 
 class ProcessEnded(RuntimeError):
-    """A rank's process ended without a word."""
+    """The process of a rank ended and left no message."""
 
 
 COMMAND = (sys.executable, "-u", "-m", "sftlab.launchers.job")
@@ -170,10 +170,10 @@ class Processes:
     name: str
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
-    first_failed: tuple[int, int] | None = None  # rank, and exit code or the negative number of a signal
+    first_failed: tuple[int, int] | None = None  # rank, and its exit code (the negative number of a signal)
 
     def start(self, command: Sequence[str], env: dict[str, str], cwd: str, rank: int, live: bool) -> None:
-        """Start a rank. `live`: its output is this terminal's; its errors go there and to its log."""
+        """Start a rank. With `live` its output goes to this terminal, and its errors both there and to its log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         out, err = (self.folder / f"{self.name}_{rank}_log.{kind}" for kind in ("out", "err"))
         with out.open("ab") as out_file, err.open("ab") as err_file:
@@ -191,7 +191,7 @@ class Processes:
         self.running.append(process)
 
     def ended(self) -> bool:
-        """Return whether all have ended; ends the rest once one has failed."""
+        """Return whether all processes have ended. Once one has failed, end the others."""
         codes = [process.poll() for process in self.running]
         if any(codes) and self.first_failed is None:
             self.first_failed = next((rank, code) for rank, code in enumerate(codes) if code)
@@ -204,7 +204,7 @@ class Processes:
         return None not in codes
 
     def end(self) -> None:
-        """End what still runs: asked first, so that ranks in a collective can say what they met."""
+        """End what still runs: SIGTERM first, so that ranks in a collective can report their error, then SIGKILL."""
         for sig in (signal.SIGTERM, signal.SIGKILL):
             deadline_s = time.monotonic() + GRACE_S
             alive = [process for process in self.running if process.poll() is None]
@@ -215,7 +215,7 @@ class Processes:
 
 
 def copy(source: IO[bytes], file: Path) -> None:
-    """Copy a process's standard error to this one's and to a file, as it comes."""
+    """Copy the standard error of a process to ours and to a file while it runs."""
     with file.open("ab") as out:
         while chunk := os.read(source.fileno(), 65536):
             out.write(chunk)

@@ -1,7 +1,7 @@
-"""The SLURM launcher: points become one job array through Submitit, one task a device.
+"""The SLURM launcher: points become one job array through Submitit, one task per device.
 
-Submitit writes the script, starts the ranks and requeues; what the ranks run and what counts as success is ours.
-Neither its result files nor its waiting are used: a rank that is killed leaves no result, and the wait never ends.
+Submitit writes the script, starts the ranks and requeues. What the ranks run, and what counts as success, is our own
+code. We do not use Submitit's result files or its waiting: a killed rank leaves no result, so the wait never ends.
 """
 
 import os
@@ -21,27 +21,27 @@ from sftlab.launchers.job import Job
 from sftlab.launchers.launcher import LaunchError, Points
 from sftlab.launchers.squeue import NoSlurm
 
-# Submitit allows so many requeues at a time limit, and in jobs of 10 min or less it takes every preemption for one:
-# Job counts those that brought nothing instead.
+# How many requeues Submitit allows after a time limit. In jobs of 10 min or less it takes every preemption for one, so
+# we do not use this limit: Job counts the attempts that brought no progress.
 UNLIMITED = 1_000_000
 POLL_S = 2.0  # seconds between two questions to SLURM
-# Of a job or a torchrun that submits: they would reach the new job with sbatch's copy of the environment.
+# Unset these: sbatch would leak the submitter's rank variables into the job.
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
 class Executor(SlurmExecutor):  # type: ignore[misc]
-    """Submitit's, made also where srun is missing: a dry run needs no SLURM."""
+    """Submitit's executor, which can also be made where srun is missing: a dry run needs no SLURM."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Return Submitit's number for a cluster that is there."""
+        """Return the number by which Submitit knows that a cluster is there."""
         return 2
 
 
 @dataclass(kw_only=True)
 class Slurm:
-    """How a point's job looks. None leaves an option out of the script."""
+    """What the job of a point asks SLURM for. None leaves an option out of the script."""
 
     nodes: int
     processes_per_node: int
@@ -156,32 +156,33 @@ class Slurm:
             **options,
             array_parallelism=self.array_parallelism or UNLIMITED,
             setup=self.shell_lines(points),
-            srun_args=["--kill-on-bad-exit=1"],  # one rank gone, the others would wait in a collective for ever
+            srun_args=["--kill-on-bad-exit=1"],  # or the other ranks would wait in a collective forever
             additional_parameters=({} if points.cwd == os.getcwd() else {"chdir": points.cwd}) | self.extra(),
         )
         return executor
 
     def extra(self) -> dict[str, Any]:
-        """Return `launcher.sbatch` as sbatch spells it."""
+        """Return the options of `launcher.sbatch` in sbatch's spelling."""
         given = self.sbatch or {}
         return {key.replace("_", "-"): value for key, value in given.items() if value not in (None, False)}
 
     def shell_lines(self, points: Points) -> list[str]:
-        """Return the lines before srun: what the user wants, then what makes the ranks run the copied code."""
+        """Return the shell lines before srun: the user's own, then those that make the ranks run the copied code."""
         path = f"{shlex.quote(str(points.code))}:{shlex.quote(points.cwd)}"
         lines = [f"unset {' '.join(FOREIGN)}", *self.setup]
-        # -m puts the working directory first, where an edited checkout may lie; safe path leaves it to PYTHONPATH
+        # Without PYTHONSAFEPATH, -m would import an edited checkout from the working directory before the copy.
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
         if self.cpus_per_task:
-            lines += [f"export SRUN_CPUS_PER_TASK={self.cpus_per_task}"]  # srun since 22.05 does not inherit it
-        if self.cpus_per_task or self.processes_per_node > 1:  # or each rank starts a thread for every core of the node
+            # srun has not inherited --cpus-per-task since SLURM 22.05
+            lines += [f"export SRUN_CPUS_PER_TASK={self.cpus_per_task}"]
+        if self.cpus_per_task or self.processes_per_node > 1:  # else each rank starts one thread per core
             lines += [f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{self.cpus_per_task or 1}}}"]
         return lines
 
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Take the variables of a surrounding SLURM job away from sbatch, which would obey some and pass on all."""
+    """Hide the variables of a surrounding SLURM job from sbatch, which would obey some and pass on all."""
     prefixes = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
     inside = "SLURM_JOB_ID" in os.environ
     taken = {k: v for k, v in os.environ.items() if inside and k.startswith(prefixes) and k not in KEPT}

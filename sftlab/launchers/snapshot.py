@@ -1,7 +1,7 @@
-"""The code that jobs run: copied at submission, so that later edits change nothing in what was submitted.
+"""The code that jobs run: copied at submission, so that later edits do not change a submitted job.
 
-Copied is the package itself, its conf/, and every package outside of the environment that a `_target_` names. The
-commit and the diff against it lie beside as git.json, which a run's environment.json takes over.
+The copy holds the package, its conf/, and every package outside of the environment that a `_target_` names. git.json in
+it holds the commit and the diff against it; the environment.json of a run repeats them.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ SKIPPED = ("__pycache__", ".git", ".venv", "node_modules", "sweeps", "runs")
 
 
 def snapshot(sweep_dir: Path, configs: Iterable[Mapping[str, Any]], cwd: Path) -> Path:
-    """Return the folder that holds a copy of the code: the newest there is if nothing changed, else a new one.
+    """Return the folder that holds a copy of the code: the newest one if nothing has changed since, else a new one.
 
-    Running jobs go on importing from theirs, so a copy is never changed: code, code.2, code.3, ...
+    Running jobs still import from their copy, so a copy is never changed: code, code.2, code.3, ...
     """
     sources = {"sftlab": PACKAGE} | own_packages(configs, cwd)
     conf = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir()), None)
@@ -53,7 +53,7 @@ def snapshot(sweep_dir: Path, configs: Iterable[Mapping[str, Any]], cwd: Path) -
 
 
 def own_packages(configs: Iterable[Mapping[str, Any]], cwd: Path) -> dict[str, Path]:
-    """Return {name: folder or file} of the packages that targets name, those installed in the environment left out."""
+    """Return {name: folder or file} of the packages that targets name, without those installed in the environment."""
     names = {target.split(".")[0] for config in configs for target in targets(config)} - {"sftlab"}
     installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")]
     found = {}
@@ -80,7 +80,7 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def files(source: Path) -> Iterator[Path]:
-    """Yield a package's files, caches and hidden folders left out."""
+    """Yield the files of a package, without caches and hidden folders."""
     if source.is_file():
         yield source
         return

@@ -1,6 +1,6 @@
-"""What SLURM says of jobs: the states of many in one call of squeue, and of sacct for those it has forgotten.
+"""What SLURM says about jobs: one call of squeue for all, and one of sacct for those that squeue has forgotten.
 
-No result files are read here: whether a point finished is its run directory's word, whether its job lives is SLURM's.
+No result files are read here. The run directory says whether a point finished; SLURM says whether its job is alive.
 """
 
 import os
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 FIELDS = "%i|%T|%L|%r"
 UNKNOWN = "UNKNOWN"
 FORGOTTEN_POLLS = 5  # after so many unknown answers in a row SLURM will not remember the job
-# In these a job has no more to say. The rest (PENDING, RUNNING, REQUEUED, COMPLETING, SUSPENDED, ...) may still change;
-# PREEMPTED and NODE_FAIL too, where the job is requeued, and then squeue says PENDING soon after.
+# Terminal states. The others (PENDING, RUNNING, REQUEUED, COMPLETING, SUSPENDED, ...) may still change. PREEMPTED and
+# NODE_FAIL may too: if the job is requeued, squeue says PENDING soon after.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state in SLURM's words, the seconds its time limit leaves it, and why it waits."""
+    """The state of a job in SLURM's words, the seconds until its time limit, and why it waits."""
 
     state: str
     left_s: int | None = None
@@ -36,10 +36,10 @@ class NoSlurm(OSError):
 
 
 def states(job_ids: Iterable[str]) -> dict[str, Job]:
-    """Return every job's state by its id (`12`, or `12_3` for an array's element).
+    """Return the state of every job by its id (`12`, or `12_3` for an element of an array).
 
     A job that SLURM has forgotten is UNKNOWN (squeue keeps ended ones for MinJobAge, 5 min by default). An element that
-    is gone while its siblings are known was cancelled before it ran: SLURM then keeps no record of it, for ever.
+    is gone while its siblings are known was cancelled before it ran: SLURM keeps no record of such an element.
     Raises: NoSlurm if squeue is missing or the controller does not answer.
     """
     wanted = list(dict.fromkeys(job_ids))
@@ -62,13 +62,13 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 
 def in_queue(bases: list[str]) -> dict[str, Job]:
-    """Return what squeue knows of jobs and arrays, an entry an element."""
+    """Return what squeue knows about jobs and arrays, one entry per element."""
     try:
         text = ask(
             "squeue", "--all", "--array", "--noheader", "--states=all", f"--format={FIELDS}", f"-j{','.join(bases)}"
         )
     except NoSlurm as error:
-        if "Invalid job id" in str(error):  # what it says if it knows none of them
+        if "Invalid job id" in str(error):  # squeue says this if it knows none of the jobs
             return {}
         raise
     rows = [line.split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
@@ -76,13 +76,13 @@ def in_queue(bases: list[str]) -> dict[str, Job]:
 
 
 def in_accounting(bases: list[str]) -> dict[str, Job]:
-    """Return what sacct knows; nothing where the site keeps no accounts."""
+    """Return what sacct knows; nothing if the site keeps no accounts."""
     try:
         text = ask("sacct", "--noheader", "--parsable2", "--format=JobID,State", f"-j{','.join(bases)}")
     except NoSlurm:
         return {}
     rows = [line.split("|", 1) for line in text.splitlines() if "|" in line]
-    # "CANCELLED by 1000" is CANCELLED; 12.batch and 12_[3-5] are no jobs
+    # "CANCELLED by 1000" is CANCELLED; 12.batch and 12_[3-5] are not jobs
     return {job: Job(state.split()[0]) for job, state in rows if re.fullmatch(r"\d+(_\d+)?", job) and state.strip()}
 
 

@@ -1,4 +1,4 @@
-"""What one does to a sweep that was launched: cancel its jobs, or run the points again that did not finish."""
+"""After a sweep was launched: cancel its jobs, or run the points again that did not finish."""
 
 from collections.abc import Sequence
 

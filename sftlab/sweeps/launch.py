@@ -1,4 +1,4 @@
-"""Starting points of a sweep: a copy of the code, the launcher that was chosen, and the record of what it started."""
+"""Starting points of a sweep: copy the code, call the launcher that was chosen, record what it started."""
 
 import signal
 import sys
@@ -18,7 +18,7 @@ POLL_S = 0.05
 def launch(sweep: Sweep, nums: Sequence[int], options: Mapping[str, Any]) -> Sweep:
     """Start points whose directories are written, again or for the first time; return the sweep with their jobs.
 
-    A launcher that runs a few points at a time is driven until all have ended. A point that fails does not keep the
+    If the launcher runs a few points at a time, this returns when all have ended. A point that fails does not keep the
     others from running. The code that runs is a copy of this one, made now: a retry after a mended bug runs the mended
     code. The directory of a point is kept, so that one with a checkpoint resumes from it.
     """

@@ -1,7 +1,7 @@
-"""The points of a sweep as their directories tell: overrides, state, step, last and best of every metric, what failed.
+"""The points of a sweep, read from their directories: overrides, state, step, last and best metrics, what failed.
 
-Reads a directory made by any launcher, also while it grows: summary.json where a point has ended, else the tail of its
-metrics.jsonl, so that 200 points take well under a second. What SLURM says of jobs is asked by the caller and given in.
+Any launcher may have made the directory, and it may still grow. A point that has ended is read from summary.json, others
+from the tail of metrics.jsonl, so 200 points take well under a second. The caller asks SLURM about the jobs.
 """
 
 import json
@@ -18,13 +18,13 @@ from sftlab.common.metrics import lower_is_better
 from sftlab.launchers.squeue import ENDED, UNKNOWN, Job
 
 TAIL_BYTES = 1 << 18
-SILENT_S = 300.0  # without a job to ask, a point that has written nothing for so long is taken for dead
+SILENT_S = 300.0  # a point without a job that has written nothing for so long is taken for dead
 UNFINISHED = ("failed", "stopped", "silent", "missing", *(state.lower() for state in ENDED))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point. `state` is finished, pruned, running, one of UNFINISHED, or what else SLURM says of its job."""
+    """One point. `state` is finished, pruned, running, one of UNFINISHED, or another state of its SLURM job."""
 
     num: int
     overrides: tuple[str, ...]
@@ -40,7 +40,7 @@ class Point:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Return the overrides as {key: text}; the + and ~ of Hydra's grammar are left out."""
+        """Return the overrides as {key: text}, without the + and ~ of Hydra's grammar."""
         return dict(split(o) for o in self.overrides)
 
     @property
@@ -61,7 +61,7 @@ def split(override: str) -> tuple[str, str]:
 
 
 def numbered(folder: Path) -> list[int]:
-    """Return the job numbers whose folders are there."""
+    """Return the numbers of the points that have a folder."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
 
 
@@ -88,9 +88,10 @@ def read_point(folder: Path, num: int, entry: Mapping[str, Any], jobs: Mapping[s
 
 
 def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned: bool) -> str:
-    """Return a point's state in one word: its job's while that lives, then its summary's, else what its files suggest.
+    """Return the state of a point in one word.
 
-    A job that FAILED after the summary said finished has failed: another rank raised after rank 0 was done.
+    It is the state of its job while that is alive, then that of its summary, else what the times of its files suggest. A
+    job that FAILED although the summary says finished has failed: another rank raised after rank 0 was done.
     """
     status = summary.get("status", "")
     if pruned:
@@ -112,9 +113,9 @@ def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned:
 
 
 def tail_of_metrics(file: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the last value of every metric in the last part of a metrics.jsonl, and the best of the validation's.
+    """Return the last value of every metric in the tail of a metrics.jsonl, and the best value of validation metrics.
 
-    Of the training steps only the last is parsed: 200 points of 400 steps took 0.7 s otherwise.
+    Only the last training step is parsed: parsing all took 0.7 s for 200 points of 400 steps.
     """
     last: dict[str, float] = {}
     best: dict[str, float] = {}
@@ -122,7 +123,7 @@ def tail_of_metrics(file: Path) -> tuple[dict[str, float], dict[str, float]]:
     for text in [line for line in lines[:-2] if '"val/' in line] + lines[-2:]:
         try:
             line = json.loads(text)
-        except ValueError:  # cut at its start
+        except ValueError:  # the tail begins inside this line
             continue
         last |= line
         for name, value in line.items():
@@ -133,7 +134,7 @@ def tail_of_metrics(file: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def steps_to_go(log: Path) -> int | None:
-    """Return the number of steps that a run's log names, in lines that begin with `step 3/60`."""
+    """Return the number of steps of a run, from the lines of its log that begin with `step 3/60`."""
     found = re.findall(r"step \d+/(\d+)", tail(log, 4096))
     return int(found[-1]) if found else None
 
@@ -149,7 +150,7 @@ def tail(file: Path, most: int = TAIL_BYTES) -> str:
 
 
 def series(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """Return every (step, value) of a metric in a run's metrics.jsonl; a step written twice counts as written last."""
+    """Return every (step, value) of a metric in a run's metrics.jsonl; if a step was written twice, the later value counts."""
     found = {line["step"]: line[metric] for line in read_jsonl(folder / "metrics.jsonl") if metric in line}
     return sorted((step, value) for step, value in found.items() if math.isfinite(value))
 
@@ -164,7 +165,7 @@ def samples(folder: Path, newest: bool = True) -> list[dict[str, Any]]:
 
 
 def tracebacks(sweep_dir: Path, point: Point) -> list[tuple[str, str]]:
-    """Return (log file, its last traceback) of every log of a point that has one: its train.log and its ranks' own."""
+    """Return (log file, its last traceback) for train.log and the logs of the ranks that hold one."""
     logs = [point.folder / "train.log"]
     for stem in (point.job_id, f"local_{point.num}"):
         logs += sorted((sweep_dir / ".submitit").glob(f"{stem}/*_log.err")) if stem else []

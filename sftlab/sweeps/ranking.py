@@ -1,7 +1,7 @@
 """The answer of a sweep: settings ranked by a metric over their seeds, and which hyperparameters mattered.
 
-Pure functions over points. A score is a point's last value of the metric, which is that of the model it leaves behind,
-or where asked its best over the run, which is a choice made on the validation data and flatters.
+Pure functions over points. The score of a point is the last value of the metric, which belongs to the model that it
+leaves behind. `score=best` takes the best over the run instead: a choice made on the validation data, which flatters.
 """
 
 import math
@@ -14,13 +14,13 @@ from sftlab.common.metrics import lower_is_better
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.record import Sweep
 
-SEEDS = ("seed",)  # swept to see the noise, not to be chosen
-MOST_LEVELS = 6  # a numeric hyperparameter with more values than this is cut into quarters by rank
+SEEDS = ("seed",)  # swept to measure the noise, not to be chosen
+MOST_LEVELS = 6  # a numeric hyperparameter with more values than this is divided into quarters by rank
 
 
 @dataclass(frozen=True)
 class Group:
-    """The points that differ in nothing but their seed, and their scores. `deviation` is the sample's, n - 1."""
+    """The points that differ only in their seed, with their scores."""
 
     settings: dict[str, str]
     points: list[Point]
@@ -34,18 +34,18 @@ class Group:
 
     @property
     def deviation(self) -> float | None:
-        """Return the standard deviation of the scores, None for less than two."""
+        """Return the sample standard deviation (n - 1) of the scores, None for fewer than two."""
         return statistics.stdev(score for _, score in self.scored) if len(self.scored) > 1 else None
 
     @property
     def complete(self) -> bool:
-        """Return whether every point of it has a score: a mean over the seeds that survived may flatter."""
+        """Return whether every point has a score. A mean over the seeds that survived may flatter."""
         return len(self.scored) == len(self.points)
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of the scores' variance lies between a hyperparameter's levels, and how much would by chance alone."""
+    """The share of the variance of the scores between the levels of a hyperparameter, and the share expected by chance."""
 
     name: str
     share: float
@@ -55,7 +55,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Importance:
-    """Shares of the variance of all scores: of each hyperparameter, of the seeds, and how many scores they rest on."""
+    """The shares of the variance of all scores: per hyperparameter and for the seeds, and the number of scores."""
 
     shares: list[Share]
     noise: float | None
@@ -65,7 +65,7 @@ class Importance:
 def ranked(sweep: Sweep, metric: str, score: str = "last") -> list[Group]:
     """Return the groups of points, best mean first; those without a score come last.
 
-    Only finished points have a score: a running one's is not yet what it will be, a pruned one's never will.
+    Only finished points have a score: a running point may still change, and a pruned one stopped early.
     """
     better: Callable[..., float] = min if lower_is_better(metric) else max
     sign = 1 if lower_is_better(metric) else -1
@@ -85,9 +85,9 @@ def ranked(sweep: Sweep, metric: str, score: str = "last") -> list[Group]:
 def importance(groups: Sequence[Group]) -> Importance:
     """Return which hyperparameters mattered: the share of the scores' variance between the levels of each alone.
 
-    In a full grid these shares, those of interactions and the seeds' add up to 1; in other designs, where levels of
-    one hyperparameter come with levels of another, shares overlap. `chance` is what k levels of n scores take of pure
-    noise, (k - 1) / (n - 1): a share near it says nothing. Levels of many values are quarters by rank.
+    In a full grid the shares of the hyperparameters, of their interactions and of the seeds add up to 1. In other
+    designs levels of one come with levels of another, and shares overlap. `chance` is the share that k levels of n
+    scores take of pure noise, (k - 1) / (n - 1): a share near it says nothing. Many values are divided into quarters.
     """
     rows = [(g.settings, score) for g in groups for _, score in g.scored]
     scores = [score for _, score in rows]
@@ -98,7 +98,7 @@ def importance(groups: Sequence[Group]) -> Importance:
         levels: dict[str, list[float]] = {}
         for level, score in zip(levels_of([s[name] for s, _ in rows]), scores, strict=True):
             levels.setdefault(level, []).append(score)
-        if 1 < len(levels) <= len(rows) / 2:  # with more, chance alone takes half of it: nothing to tell
+        if 1 < len(levels) <= len(rows) / 2:  # with more levels, chance alone takes half of the variance
             between = 1 - sum(map(spread, levels.values())) / total
             means = [(level, statistics.fmean(v), len(v)) for level, v in levels.items()]
             means.sort(key=lambda m: order(m[0]))
@@ -129,7 +129,7 @@ def verdict(groups: Sequence[Group]) -> str:
 
 
 def levels_of(values: Sequence[str]) -> list[str]:
-    """Return each value's level: itself, or for more than MOST_LEVELS different numbers the quarter it lies in."""
+    """Return the level of each value: the value, or its quarter if there are more than MOST_LEVELS different numbers."""
     numbers = [number(v) for v in values]
     distinct = sorted({n for n in numbers if n is not None})
     if len(distinct) <= MOST_LEVELS or None in numbers:

@@ -1,7 +1,7 @@
-"""A search by Optuna's ask and tell: TPE proposes trials, Hyperband stops those that fall behind their like.
+"""A search by Optuna's ask and tell: TPE proposes trials, Hyperband stops those that fall behind.
 
-All that it knows lies in the sweep's directory: Optuna's journal (optuna.jsonl) and the points' own metrics.jsonl. So a
-driver may be killed at any moment; the next one takes up the trials that the last one left, finished or running.
+Everything it knows lies in the sweep's directory: Optuna's journal (optuna.jsonl) and the metrics.jsonl of the points. So
+a driver may be killed at any moment: the next one adopts the trials that are left, finished or running.
 Sources: TPE, https://papers.nips.cc/paper/4443; Hyperband, https://arxiv.org/abs/1603.06560; both as in Optuna 5.
 """
 
@@ -29,7 +29,7 @@ from sftlab.sweeps.record import Sweep
 JOURNAL = "optuna.jsonl"
 POLL_S = 0.5
 MakePoint = Callable[[int, Sequence[str]], tuple[int, Sequence[str], Mapping[str, Any]]]
-FAILED_IN_A_ROW = 5  # trials; then the fault is not theirs
+FAILED_IN_A_ROW = 5  # failed trials; after so many the fault is not theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Settings:
 
 @dataclass
 class Running:
-    """A trial that waits or runs: which of its scores Optuna has been told, and when it was found ended."""
+    """A trial that waits or runs: the steps whose scores Optuna was told, and when we saw that it had ended."""
 
     trial: Trial
     reported: set[int] = field(default_factory=set)
@@ -108,7 +108,8 @@ class Search:
     def open(self) -> optuna.Study:
         """Return the study in the sweep's directory, made if there is none.
 
-        The sampler's own state is not kept, so its seed moves on with the trials: one seed would draw the same again.
+        The state of the sampler is not stored, so the seed depends on the number of trials; else a restarted driver would
+        draw the same proposals again.
         """
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         lower = lower_is_better(self.settings.metric)
@@ -128,7 +129,7 @@ class Search:
         """Search to the end; return the best score. Raises: ValueError if no trial has one."""
         with only_driver(self.folder):
             try:
-                self.take_up()
+                self.adopt()
                 while True:
                     while len(self.running) < self.settings.parallel_trials and self.num_left() > 0:
                         self.begin()
@@ -139,7 +140,7 @@ class Search:
                         self.observe(num)
             except KeyboardInterrupt:
                 self.say(
-                    f"{self.launcher.interrupted()}; go on with the same command and\n  hydra.sweep.dir={self.folder}"
+                    f"{self.launcher.interrupted()}; continue with the same command and\n  hydra.sweep.dir={self.folder}"
                 )
                 raise
         return self.result()
@@ -148,14 +149,14 @@ class Search:
         """Return how many trials are still to be proposed."""
         return self.settings.num_trials - len(self.study.get_trials(deepcopy=False))
 
-    def take_up(self) -> None:
-        """Take up the trials that an earlier driver left without a verdict; start those again that died."""
+    def adopt(self) -> None:
+        """Adopt the trials that an earlier driver left without a verdict; start those again that died."""
         left = self.study.get_trials(states=(TrialState.RUNNING,))
         if self.study.trials:
-            self.say(f"going on with {len(self.study.trials)} trials, {len(left)} of them without a verdict")
+            self.say(f"continuing with {len(self.study.trials)} trials, {len(left)} of them without a verdict")
         for frozen in left:
             trial = Trial(self.study, frozen._trial_id)
-            if set(frozen.params) != set(self.space):  # killed between proposing and writing it down
+            if set(frozen.params) != set(self.space):  # the driver was killed between proposing and recording it
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
             num, pruned = frozen.number, bool(frozen.user_attrs.get("pruned"))
@@ -197,9 +198,9 @@ class Search:
         self.say(f"trial {trial.number}  started  {' '.join(chosen)}")
 
     def observe(self, num: int) -> None:
-        """Tell Optuna what a trial has measured since; stop it if it falls behind, judge it if it has ended."""
+        """Tell Optuna the new scores of a trial; stop the trial if it falls behind, judge it if it has ended."""
         live = self.running[num]
-        alive = self.alive(num)  # asked before its files are read, or its last ones could be missed
+        alive = self.alive(num)  # ask before reading its files, or the last lines could be missed
         scores = [(s, v) for s, v in series(self.folder / str(num), self.settings.metric) if s > 0]
         for step, value in scores:
             if step not in live.reported:
@@ -214,7 +215,7 @@ class Search:
             self.judge(num, live, scores)
 
     def judge(self, num: int, live: Running, scores: Sequence[tuple[int, float]]) -> None:
-        """Tell Optuna how a trial ended, once its summary is there or will not come any more."""
+        """Tell Optuna how a trial ended, once its summary is there or can no longer come."""
         summary = read_json(self.folder / str(num) / "summary.json")
         live.ended_s = live.ended_s or time.monotonic()
         if not summary and time.monotonic() - live.ended_s < self.launcher.late_s:
@@ -239,7 +240,7 @@ class Search:
                 raise ValueError(f"the last {FAILED_IN_A_ROW} trials all failed; the last: {why}")
 
     def result(self) -> float:
-        """Say what came of it, and return the best score."""
+        """Print the result, and return the best score."""
         done = self.study.get_trials(states=(TrialState.COMPLETE,))
         states = [t.state.name.lower() for t in self.study.trials]
         self.say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))))
@@ -261,7 +262,7 @@ class Search:
 
 @contextmanager
 def only_driver(folder: Path) -> Iterator[None]:
-    """Hold the search meanwhile. Raises: ValueError if another process on this machine does."""
+    """Lock the search for this process. Raises: ValueError if another process on this machine drives it."""
     with (folder / ".search.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ def status(sweep: Sweep, metric: str) -> Table:
     made.add_column("point", justify="right")
     for name in short(sweep.swept) or ["overrides"]:
         made.add_column(name, overflow="fold")
-    shown = list(dict.fromkeys(("train/loss", metric)))  # once, where the loss is the metric
+    shown = list(dict.fromkeys(("train/loss", metric)))  # once, if the loss is the metric
     for name in ("state", "step", *shown, f"best {metric}", "left"):
         made.add_column(name, justify="left" if name == "state" else "right")
     for p in sweep.points:
@@ -83,15 +83,15 @@ def failures(sweep: Sweep) -> list[str]:
             if (p.folder / "train.log").exists():
                 lines.append(f"    {p.folder / 'train.log'}")
     if lines:
-        go_on = f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"
+        again = f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"
         if sweep.is_search:
-            go_on = f"a search goes on by its own command with\n  hydra.sweep.dir={sweep.folder}"
-        lines = ["", *lines, go_on]
+            again = f"a search continues by its own command with\n  hydra.sweep.dir={sweep.folder}"
+        lines = ["", *lines, again]
     return lines
 
 
 def short(names: Iterable[str]) -> list[str]:
-    """Return each dotted name's last word, or the name where two end in the same word."""
+    """Return the last word of each dotted name, or the whole name where two end in the same word."""
     leaves = [name.rpartition(".")[2] for name in names]
     return [leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(names, leaves, strict=True)]
 

@@ -1,6 +1,6 @@
-"""report.html of a sweep: one file that needs no network, its figures in it once as JSON and drawn by its own script.
+"""report.html of a sweep: one file that needs no network. It holds its figures as JSON and draws them by its own script.
 
-`data` is all that the page shows; what it draws is in report.js, how it looks in style.css, its sections in page.html.
+`data` returns all that the page shows. report.js draws it, style.css says how it looks, page.html has the sections.
 """
 
 import json
@@ -17,7 +17,7 @@ from sftlab.sweeps.points import UNFINISHED, Point, samples, series, tracebacks
 from sftlab.sweeps.ranking import Group
 from sftlab.sweeps.record import Sweep
 
-MOST_CURVE_POINTS = 300  # of one curve: more than a screen shows; beyond that every n-th step is kept, the last always
+MOST_CURVE_POINTS = 300  # of one curve, more than a screen shows; longer curves keep every n-th step and the last
 MOST_SAMPLES = 12
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def write_page(sweep: Sweep, groups: Sequence[Group], metric: str, score: str = 
 def page(found: dict[str, Any]) -> str:
     """Return the page with its style, its script and its data in it."""
     text = (HERE / "page.html").read_text(encoding="utf-8")
-    # in a script element only "<" could end it early; JSON may write it otherwise
+    # only "<" could end a script element early, and JSON may write it as an escape
     figures = json.dumps(found, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {
         "STYLE": (HERE / "style.css").read_text(encoding="utf-8"),
@@ -103,7 +103,7 @@ def group(g: Group) -> dict[str, Any]:
 
 
 def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """Return at most MOST_CURVE_POINTS of a metric's (step, value), none of them made up."""
+    """Return at most MOST_CURVE_POINTS of a metric's (step, value), all of them measured."""
     found = series(folder, metric)
     every = -(-len(found) // MOST_CURVE_POINTS)
     kept = [pair for i, pair in enumerate(found) if i % max(every, 1) == 0 or i == len(found) - 1]
@@ -111,7 +111,7 @@ def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 
 def answers(winner: Point) -> list[dict[str, Any]]:
-    """Return answers of the winner's last evaluation, spread over those recorded, beside those before training."""
+    """Return some answers of the winner's last evaluation, spread evenly, beside those before training."""
     last, first = samples(winner.folder), {s["id"]: s["answer"] for s in samples(winner.folder, newest=False)}
     spread = last[:: max(1, len(last) // MOST_SAMPLES)][:MOST_SAMPLES]
     return [{**s, "before": first.get(s["id"])} for s in spread]

@@ -338,7 +338,7 @@ function failed() {
   $("s-failed").hidden = !bad.length;
   $("failed").replaceChildren(...bad.map(p => html("div", { class: "card" }, html("p", {}, html("span", { class: "state bad" }, p.state), ` \u00b7 point ${p.num} \u00b7 `, html("code", {}, D.params.map(k => `${k}=${p.settings[k] ?? ""}`).join(" ")), p.step !== null ? ` \u00b7 step ${p.step}` : ""),
     p.error ? html("p", {}, p.error) : null, ...p.tracebacks.map(([log, text]) => html("details", {}, html("summary", {}, `traceback in ${log}`), html("pre", {}, text))))));
-  if (D.search) $("failed").append(html("p", { class: "note" }, "A search goes on by its own command with ", html("code", {}, `hydra.sweep.dir=${D.folder}`)));
+  if (D.search) $("failed").append(html("p", { class: "note" }, "A search continues by its own command with ", html("code", {}, `hydra.sweep.dir=${D.folder}`)));
   else $("failed").append(html("p", { class: "note", style: "margin: 10px 0 0" }, "Run them again with ", html("code", {}, `python -m sftlab.sweep dir=${D.folder} retry=failed`)));
 }
 function samples() {
