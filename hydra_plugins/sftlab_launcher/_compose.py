@@ -60,7 +60,7 @@ class Composer:
 def launch(
     config: DictConfig, compose: Composer, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Compose, check and launch a batch of points; wait for them if `launcher.wait`. Return what Hydra's sweeper takes."""
+    """Compose, check and launch a batch of points; wait if `launcher.wait`. Return what Hydra's sweeper takes."""
     sweep_dir = Path(config.hydra.sweep.dir)
     points = [point(config, compose, sweep_dir, num, overrides) for num, overrides in enumerate(job_overrides, first)]
     nums, options = [num for num, _, _ in points], points[0][2]["launcher"]

@@ -1,7 +1,7 @@
 """The points of a sweep, read from their directories: overrides, state, step, last and best metrics, what failed.
 
-Any launcher may have made the directory, and it may still grow. A point that has ended is read from summary.json, others
-from the tail of metrics.jsonl, so 200 points take well under a second. The caller asks SLURM about the jobs.
+Any launcher may have made the directory, and it may still grow. A point that has ended is read from summary.json, the
+others from the tail of metrics.jsonl, so 200 points take well under a second. The caller asks SLURM about the jobs.
 """
 
 import json
@@ -90,8 +90,8 @@ def read_point(folder: Path, num: int, entry: Mapping[str, Any], jobs: Mapping[s
 def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned: bool) -> str:
     """Return the state of a point in one word.
 
-    It is the state of its job while that is alive, then that of its summary, else what the times of its files suggest. A
-    job that FAILED although the summary says finished has failed: another rank raised after rank 0 was done.
+    It is the state of its job while that is alive, then that of its summary, else what the times of its files suggest.
+    A job that FAILED although the summary says finished has failed: another rank raised after rank 0 was done.
     """
     status = summary.get("status", "")
     if pruned:
@@ -150,7 +150,7 @@ def tail(file: Path, most: int = TAIL_BYTES) -> str:
 
 
 def series(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """Return every (step, value) of a metric in a run's metrics.jsonl; if a step was written twice, the later value counts."""
+    """Return every (step, value) of a metric in a metrics.jsonl; of a step that was written twice, the later value."""
     found = {line["step"]: line[metric] for line in read_jsonl(folder / "metrics.jsonl") if metric in line}
     return sorted((step, value) for step, value in found.items() if math.isfinite(value))
 

@@ -45,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the variance of the scores between the levels of a hyperparameter, and the share expected by chance."""
+    """The share of the scores' variance between the levels of a hyperparameter, and the share expected by chance."""
 
     name: str
     share: float
@@ -129,7 +129,7 @@ def verdict(groups: Sequence[Group]) -> str:
 
 
 def levels_of(values: Sequence[str]) -> list[str]:
-    """Return the level of each value: the value, or its quarter if there are more than MOST_LEVELS different numbers."""
+    """Return the level of each value: the value, or its quarter if there are more than MOST_LEVELS numbers."""
     numbers = [number(v) for v in values]
     distinct = sorted({n for n in numbers if n is not None})
     if len(distinct) <= MOST_LEVELS or None in numbers:

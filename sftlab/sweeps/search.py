@@ -1,7 +1,7 @@
 """A search by Optuna's ask and tell: TPE proposes trials, Hyperband stops those that fall behind.
 
-Everything it knows lies in the sweep's directory: Optuna's journal (optuna.jsonl) and the metrics.jsonl of the points. So
-a driver may be killed at any moment: the next one adopts the trials that are left, finished or running.
+Everything it knows lies in the sweep's directory: Optuna's journal (optuna.jsonl) and the metrics.jsonl of the points.
+So a driver may be killed at any moment: the next one adopts the trials that are left, finished or running.
 Sources: TPE, https://papers.nips.cc/paper/4443; Hyperband, https://arxiv.org/abs/1603.06560; both as in Optuna 5.
 """
 
@@ -108,8 +108,8 @@ class Search:
     def open(self) -> optuna.Study:
         """Return the study in the sweep's directory, made if there is none.
 
-        The state of the sampler is not stored, so the seed depends on the number of trials; else a restarted driver would
-        draw the same proposals again.
+        The state of the sampler is not stored, so the seed depends on the number of trials; else a restarted driver
+        would draw the same proposals again.
         """
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         lower = lower_is_better(self.settings.metric)
@@ -140,7 +140,8 @@ class Search:
                         self.observe(num)
             except KeyboardInterrupt:
                 self.say(
-                    f"{self.launcher.interrupted()}; continue with the same command and\n  hydra.sweep.dir={self.folder}"
+                    f"{self.launcher.interrupted()}; continue with the same command and\n"
+                    f"  hydra.sweep.dir={self.folder}"
                 )
                 raise
         return self.result()

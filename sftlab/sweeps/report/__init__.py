@@ -1,4 +1,4 @@
-"""report.html of a sweep: one file that needs no network. It holds its figures as JSON and draws them by its own script.
+"""report.html of a sweep: one file that needs no network. It holds its figures as JSON and a script that draws them.
 
 `data` returns all that the page shows. report.js draws it, style.css says how it looks, page.html has the sections.
 """
