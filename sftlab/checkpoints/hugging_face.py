@@ -1,4 +1,4 @@
-"""Weights into a sharded scorer, from rank 0's; and out of a checkpoint's files, as a Hugging Face folder."""
+"""Weights into a sharded scorer, from rank 0; and out of the files of a checkpoint, as a Hugging Face folder."""
 
 import shutil
 import warnings
@@ -20,19 +20,19 @@ from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
-SIDECAR = "hf"  # in a checkpoint: what `describe` wrote, so that it can be exported from nothing else
-IN_CHECKPOINT = "model.model."  # the state's model, the scorer's model
+SIDECAR = "hf"  # folder in a checkpoint with all but the weights, so that an export needs nothing else
+IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: the state's `model`, then the scorer's
 GROUP_BYTES = 4 << 30
 
 
 def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
-    """Give a sharded scorer without memory the weights and buffers of the model that `load` returns, on rank 0 only.
+    """Fill a sharded scorer that has no memory yet with the weights and buffers of a model that rank 0 loads.
 
-    Buffers that are not saved (rotary tables, float32) are copied too: recomputing them is where AutoModel #2549 went
-    wrong. Collective.
+    Buffers that are not saved (rotary tables, float32) are copied too: recomputing them went wrong in AutoModel #2549.
+    Collective.
     """
     scorer.to_empty(device=world.device)
-    scorer.model.tie_weights()  # to_empty gives a shared parameter two memories
+    scorer.model.tie_weights()  # to_empty allocates a shared parameter twice
     whole = load() if world.is_main else None
     set_model_state_dict(
         scorer.model,
@@ -59,8 +59,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all; in one process, on the host.
 
-    No device sees the model and no rank is asked for anything: the files are read. Host memory is the model in `dtype`
-    and `GROUP_BYTES`. A tied weight is written once, under the name that transformers ties the other to.
+    It reads files only: no device and no other rank takes part. Host memory is the model in `dtype` plus `GROUP_BYTES`.
+    A tied weight is written once, under the name that transformers ties the other to.
     Raises: Damaged, naming the files, if the checkpoint is not what was written.
     """
     if wrong := manifest.damage(checkpoint):
@@ -79,7 +79,7 @@ def export(
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)  # at once: to delete it takes a while, in which it would be half there
+        folder.rename(old)  # a rename is instant; deleting takes a while, in which the folder would be half there
     partial.rename(folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -102,7 +102,9 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
             group[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
             num_bytes += group[name].nbytes
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # we mean to load without process groups
             load(group, storage_reader=manifest.Reader(checkpoint), planner=manifest.Planner(), no_dist=True)
         for name, value in group.items():
             weights[name.removeprefix(IN_CHECKPOINT)] = value.to(dtype) if value.is_floating_point() else value

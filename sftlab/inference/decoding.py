@@ -1,8 +1,8 @@
 """Decoding: prompts to continuations, in forest rows. Prompts that share a prefix share its computation and its cache.
 
-A row holds the prefix tree of some prompts; each prompt's continuation is a branch that grows from its last token, by
-the training rows' own rule (data/forest.py), with one key-value cache a row. A prompt that shares nothing is a row of
-its own: then this is an ordinary padded batch. Which tokens to ask for, and what they mean, is the callers'.
+A row holds the prefix tree of some prompts. The continuation of a prompt is a branch that grows from its last token, by
+the rule of training rows (data/forest.py), with one key-value cache per row. A prompt that shares nothing gets a row of
+its own: then this is an ordinary padded batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ Prompt = NDArray[np.int32]
 OnToken = Callable[[int, int], None]
 RowOf = tuple[Row, list[int]]  # a row, and which examples its paths are
 
-ROW_TOKENS = 1024  # of prompts laid in one row; attention's mask is dense, so a longer row costs more than it shares
+ROW_TOKENS = 1024  # tokens of prompts per row; the mask is dense, so a longer row costs more than it shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Slots:
     def drop_ended(self, tokens: NDArray[np.int64], cache: DynamicCache) -> NDArray[np.int64]:
         """Leave out slots that have ended, and rows once half of them have; return the tokens of the rest."""
         rows = np.flatnonzero((self.index >= 0).any(1))
-        if len(rows) <= len(self.index) // 2:  # copying the cache costs about a step: worth it where half of it goes
+        if len(rows) <= len(self.index) // 2:  # copying the cache costs about one step, so do it when half of it goes
             rest = torch.from_numpy(rows).to(self.sees.device)
             cache.batch_select_indices(rest)
             self.position, self.sees = self.position[rest], self.sees[rest]

@@ -1,4 +1,4 @@
-"""Prompts: rows of a file to what the model is asked, and its answers to a file that can be gone on with."""
+"""Prompts from the rows of a file, and their answers into a file that a later command can continue."""
 
 import json
 from collections.abc import Iterator, Sequence

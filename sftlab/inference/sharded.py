@@ -1,4 +1,4 @@
-"""Generation: greedy answers to tokenised prompts, in batches padded on the left, from the model being trained.
+"""Greedy answers from the model that is being trained, to tokenised prompts, in batches padded on the left.
 
 Under FSDP2 a plain `generate` fails, and the registered forward method hangs where ranks make unequal numbers of calls.
 So every FSDP module is gathered first, each rank generates alone, and all are sharded again. The scorer must have run
@@ -65,7 +65,7 @@ class Generator:
 
 @contextmanager
 def gathered(scorer: Scorer) -> Iterator[None]:
-    """Hold every parameter whole on every rank meanwhile."""
+    """Gather every parameter on every rank inside this context."""
     modules = [m for m in scorer.modules() if isinstance(m, FSDPModule)]
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
@@ -80,7 +80,7 @@ def gathered(scorer: Scorer) -> Iterator[None]:
 
 @contextmanager
 def inference(scorer: Scorer) -> Iterator[None]:
-    """No gradients, evaluation mode, and SDPA: FlexAttention would compile anew for every length."""
+    """No gradients, evaluation mode, and SDPA, because FlexAttention would compile for every length."""
     config = scorer.model.config
     attention = config._attn_implementation
     scorer.eval()

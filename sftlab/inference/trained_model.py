@@ -1,6 +1,6 @@
 """What `run=` names: a run directory, a checkpoint, a model folder or a hub id, resolved to what can be loaded.
 
-Every command after training starts here. What to do with the model is the commands'; nothing here builds components.
+Every command after training starts here. Nothing here builds components.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class TrainedModel:
 
     @property
     def base(self) -> "TrainedModel":
-        """The model that the run started from. Raises: ValueError where no run is known, or it started from nothing."""
+        """The model that the run started from. Raises: ValueError if that is unknown, or was random."""
         if self.config is None:
             raise ValueError(f"run={self.given} names a model without the run that made it: its base is not known")
         model = self.config["model"]
@@ -75,7 +75,7 @@ class TrainedModel:
         return load(AutoConfig.from_pretrained, self.model, "model", **self._hub())
 
     def load_model(self, device: Any = "cpu", dtype: Any = "auto") -> Any:
-        """Return the whole model on one device, for loaded."""
+        """Return the whole model on one device, for inference."""
         from transformers import AutoModelForCausalLM
 
         return (

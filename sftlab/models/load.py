@@ -15,14 +15,14 @@ from torch import nn
 from sftlab.assets import locate
 from sftlab.common.hub import explain
 
-if TYPE_CHECKING:  # a sweep makes every point's Model at submission, and transformers takes 2 s to import
+if TYPE_CHECKING:  # a sweep constructs the Model of every point at submission, and transformers takes 2 s to import
     from transformers import PreTrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 DEMO = "asset://demo/model"
 INITS = ("pretrained", "random")
-ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa"}  # as transformers calls them
+ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa"}  # transformers' names
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Model:
             raise ValueError(f"model.attention={self.attention}: expected auto, flex, blocks or sdpa")
 
     def load_tokenizer(self) -> Any:
-        """Return the tokenizer; an untrained hub model without a network makes do with the demo's, and says so."""
+        """Return the tokenizer; without a network an untrained hub model uses the demo's tokenizer, and says so."""
         from transformers import AutoTokenizer
 
         name = self.tokenizer or self.name_or_path

@@ -1,8 +1,8 @@
 """The start-up probe: whether a model takes forest rows, and whether the scorer's logits are the model's own.
 
 32 tokens, a few forwards. Layers that carry a state along a row (recurrent, convolutional) leak between documents in
-silence: Qwen3-Next 3e-2, Falcon-H1 8e-4, LFM2 4e-4. A model may also count positions by itself, or do something to its
-logits that the scorer does not know. Each would train, and be wrong.
+silence: Qwen3-Next 3e-2, Falcon-H1 8e-4, LFM2 4e-4. A model may also count positions by itself, or change its
+logits in a way that the scorer does not know. Each would train, and be wrong.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from sftlab.data.example import Example
 from sftlab.data.forest import row
 from sftlab.models.scorer import Scorer
 
-TOKENS = 16  # of each of two documents
-SAME, SAME_BF16 = 1e-4, 0.05  # relative to the largest logit, where rows of other shapes are rounded otherwise
-LEAK = 1e-5  # an edit of one document changes nothing in another, rounding included; routed experts' shapes do change
+TOKENS = 16  # tokens of each of two documents
+SAME, SAME_BF16 = 1e-4, 0.05  # relative to the largest logit: rows of other shapes round differently
+LEAK = 1e-5  # an edit of one document changes nothing in another, not even rounding; only routed experts change shapes
 
 
 def probe(scorer: Scorer, layout: str, device: torch.device) -> None:
@@ -32,12 +32,12 @@ def probe(scorer: Scorer, layout: str, device: torch.device) -> None:
             f"data.layout={layout} would mix examples. Use data.layout=padded, one example a row"
         )
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # or 32 tokens would be compiled for
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # or 32 tokens would be compiled
             compare(scorer, layout, device, name)
     finally:
         for module in scorer.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the root keeps its parameters gathered, and an optimiser made now would take those
+                module.reshard()  # the root keeps its parameters gathered, and an optimiser built now would take those
 
 
 def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> None:

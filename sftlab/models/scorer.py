@@ -75,7 +75,7 @@ class Scorer(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states, (R*T, width).
 
-        Raises: ValueError for a row of several examples, if the model has layers that do not go by a mask.
+        Raises: ValueError for a row of several examples, if the model has layers that ignore masks.
         """
         if self.own_mask:
             require_alone(batch.reach)
@@ -107,7 +107,7 @@ class Scorer(nn.Module):
         """Return the head's weight in float32, through which the chunks' gradients are summed; None if it is already.
 
         Summed in the bfloat16 that FSDP computes in, the gradient of 64 chunks was 1.6 % off, and is 0.4 % so, as
-        without chunks. Not for a head that is more than one matrix, such as one with an adapter: it is called as it is.
+        without chunks. A head that is more than one matrix, such as one with an adapter, is called unchanged.
         """
         head = self.model.get_output_embeddings()
         narrow = type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)

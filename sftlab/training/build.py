@@ -1,7 +1,7 @@
 """The wiring diagram: from a composed config to the parts of a run. The one place that calls hydra.utils.instantiate.
 
-Every node with settings names the constructor it goes to (`_target_`), whose signature is its schema; the parts know
-nothing of configs. They are made in the order in which data flows.
+Every node with settings names its constructor (`_target_`), whose signature is its schema. The parts do not know about
+configs. They are built in the order in which data flows.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ from sftlab.training.throughput import Throughput
 from sftlab.training.trainer import Trainer
 from sftlab.training.validation import AnswerEvaluator, Evaluator, LossEvaluator, sample
 
-MICROBATCH_TOKENS = 4096  # of one rank, where neither data.row_length nor trainer.rows_per_microbatch says otherwise
+MICROBATCH_TOKENS = 4096  # per rank, unless data.row_length or trainer.rows_per_microbatch says otherwise
 
 
 def component(path: str, node: Any) -> Any:
-    """Return the one component that a node of a config describes, such as a run's `data.format`; `path` names it."""
+    """Return the component that a node of a config describes. `path` is the node's key, such as `data.format`."""
     check_node(path, node)
     return instantiate(node, _convert_="all")
 
@@ -75,7 +75,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
 
     row_layout = make_row_layout(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
     if row_layout.fixed_shapes:
-        expect_shapes(2 * NUM_LENGTHS)  # each with gradients and, in evaluation, without
+        expect_shapes(2 * NUM_LENGTHS)  # each once with gradients, and once without for evaluation
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
 

@@ -23,7 +23,7 @@ def show_preview(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     check(config)
     quiet_transformers()
     refused = config["data"]["overlong"] == "error"
-    if refused:  # train stops at the first; here all are to be seen
+    if refused:  # train stops at the first overlong example; the preview shows all
         config["data"]["overlong"] = "drop"
     device = device_of(0)
     tokenizer, train, val, plan, row_layout = preview_parts(config, device)

@@ -1,6 +1,6 @@
-"""A run from start to end on this rank: check, join the world, claim the directory, build, fit, leave the model behind.
+"""A run from start to end on this rank: check, join the world, claim the directory, build, fit, export the model.
 
-What every launcher calls, with a plain resolved config, in every process.
+Every launcher calls this in every process, with a plain resolved config.
 """
 
 import json
@@ -26,7 +26,7 @@ from sftlab.training.preempt import StopSignal
 
 log = logging.getLogger(__name__)
 
-REPORTED_STEPS = 8  # laid out at the start for the report on the data: all take 10 s on SQuAD, and preview does it
+REPORTED_STEPS = 8  # laid out for the report at start: all steps of SQuAD take 10 s, which only preview does
 
 
 def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
@@ -72,7 +72,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
 
 
 def command_again(overrides: Sequence[str], run_dir: Path) -> str:
-    """Return the command that takes a run up again."""
+    """Return the command that resumes a run."""
     kept = [o for o in overrides if not o.startswith("run_dir=")]
     return f"python -m sftlab.train {shlex.join([*kept, f'run_dir={run_dir}'])}"
 
@@ -92,7 +92,7 @@ def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], he
 
 
 def finished_already(run_dir: Path, summary: Mapping[str, Any], here: World) -> float:
-    """Say that there is nothing left to do, and return what came of it."""
+    """Say that the run is finished, and return its score."""
     if here.is_main:
         print(
             f"run_dir={run_dir} is finished: {summary['steps']:,} steps, score {summary['score']:.4f}; nothing to do. "
@@ -127,7 +127,7 @@ def quiet_libraries(here: World) -> None:
 
 
 def quiet_transformers(level: int = logging.WARNING) -> None:
-    """Log from `level` on, and let transformers draw no progress bars."""
+    """Log messages of at least `level`; turn off transformers' progress bars."""
     import transformers
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level)
@@ -164,7 +164,7 @@ def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]
 
 
 def finish(made: Run, score: float, wall_s: float) -> None:
-    """Write the summary and show what came of the run."""
+    """Write the summary and show the result of the run."""
     trainer = made.trainer
     summary = {
         "status": "finished",

@@ -1,4 +1,4 @@
-"""The settings of a run that are no component's own: cadence, batch, evaluation. Their types are checked here."""
+"""The settings of a run that belong to no component: cadence, batch, evaluation. Their types are checked here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class TrainerSettings:
     """What `trainer.` takes. `batch_size` counts examples per optimiser step over all ranks.
 
-    `max_steps`, where set, decides alone; else `epochs`. 0 for `eval_every` or `save_every` means at the end only.
+    If `max_steps` is set it decides alone, else `epochs` does. `eval_every` or `save_every` of 0 means at the end only.
     """
 
     batch_size: int
@@ -57,7 +57,7 @@ class EvaluationSettings:
 
 
 def check_counts(group: str, settings: object, least: Mapping[str, int]) -> None:
-    """Raise ValueError for a setting that is no whole number, or less than the least it may be."""
+    """Raise ValueError for a setting that is not a whole number, or is below its minimum."""
     for key, low in least.items():
         value = getattr(settings, key)
         if type(value) is not int or value < low:

@@ -1,7 +1,7 @@
 """Evaluation within a run: the loss over a whole split, and answers generated on a sample of it.
 
-An evaluator is a callable that returns named scores; the loop knows nothing else of it. The loss is the training
-objective's formula over the whole split, so it does not depend on the evaluation batch size, the layout or the ranks.
+An evaluator is a callable that returns named scores; the loop knows nothing else about it. The loss is the training
+objective over the whole split, so it does not depend on the evaluation batch size, the layout or the ranks.
 """
 
 import math
@@ -76,9 +76,9 @@ class LossEvaluator:
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, shared out over the ranks.
+    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, divided over the ranks.
 
-    `source` goes before the scores' names, where a mixture has several.
+    In a mixture the names of the scores begin with `source`.
     """
 
     generator: Generator
