@@ -1,4 +1,4 @@
-"""Weights into a sharded scorer, from rank 0; and out of the files of a checkpoint, as a Hugging Face folder."""
+"""Weights in and out: from rank 0 into a sharded scorer, and from a checkpoint's files to a Hugging Face folder."""
 
 import shutil
 import warnings
@@ -21,15 +21,15 @@ from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
 SIDECAR = "hf"  # folder in a checkpoint with all but the weights, so that an export needs nothing else
-IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: the state's `model`, then the scorer's
+IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: `model` of the state, then `model` of the scorer
 GROUP_BYTES = 4 << 30
 
 
 def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
     """Fill a sharded scorer that has no memory yet with the weights and buffers of a model that rank 0 loads.
 
-    Buffers that are not saved (rotary tables, float32) are copied too: recomputing them went wrong in AutoModel #2549.
-    Collective.
+    Buffers that are not saved (rotary tables, float32) are copied too, because recomputing them went wrong in AutoModel
+    #2549. Collective.
     """
     scorer.to_empty(device=world.device)
     scorer.model.tie_weights()  # to_empty allocates a shared parameter twice
@@ -47,7 +47,7 @@ def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world
 
 
 def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
-    """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer."""
+    """Write a Hugging Face folder without the weights: config, generation config, tokenizer."""
     scorer.model.config.save_pretrained(folder)
     if scorer.model.generation_config is not None:
         scorer.model.generation_config.save_pretrained(folder)
@@ -57,10 +57,10 @@ def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
 def export(
     checkpoint: Path, folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False, shard_size: str = "5GB"
 ) -> None:
-    """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all; in one process, on the host.
+    """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all, in one process on the host.
 
-    It reads files only: no device and no other rank takes part. Host memory is the model in `dtype` plus `GROUP_BYTES`.
-    A tied weight is written once, under the name that transformers ties the other to.
+    It only reads files: no device and no other rank takes part. It needs host memory for the model in `dtype` plus
+    `GROUP_BYTES`. A tied weight is written once, under the name to which transformers ties the other.
     Raises: Damaged, naming the files, if the checkpoint is not what was written.
     """
     if wrong := manifest.damage(checkpoint):
@@ -79,14 +79,14 @@ def export(
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)  # a rename is instant; deleting takes a while, in which the folder would be half there
+        folder.rename(old)  # a rename is instant; deleting takes a while, and leaves half a folder meanwhile
     partial.rename(folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the model's tensors, whole, on the host, floating-point ones in `dtype`, under transformers' names."""
+    """Return the model's whole tensors on the host, by transformers' names; floating-point tensors are in `dtype`."""
     entries = manifest.Reader(checkpoint).read_metadata().state_dict_metadata
     waiting = {
         name: entry
@@ -104,7 +104,7 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="torch.distributed is disabled"
-            )  # we mean to load without process groups
+            )  # loading without process groups is intended
             load(group, storage_reader=manifest.Reader(checkpoint), planner=manifest.Planner(), no_dist=True)
         for name, value in group.items():
             weights[name.removeprefix(IN_CHECKPOINT)] = value.to(dtype) if value.is_floating_point() else value

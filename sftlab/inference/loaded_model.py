@@ -1,6 +1,6 @@
-"""A trained model with its tokenizer, loaded to answer texts. generate and evaluate start from this.
+"""A trained model with its tokenizer, loaded for inference. generate, evaluate and serve use it.
 
-Text becomes tokens as it did in training: one BOS where the tokenizer adds one, never two, and no end-of-text.
+Text is tokenised as in training: with one BOS if the tokenizer adds one, never two, and without end-of-text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class LoadedModel:
 
     @classmethod
     def load(cls, trained: TrainedModel, device: torch.device, tokenizer: Any = None) -> "LoadedModel":
-        """Return a trained model on `device`, in the dtype that runs there compute in; `tokenizer` replaces its own."""
+        """Return a trained model on `device`, in the default compute dtype there; `tokenizer` replaces its own."""
         tokenizer = tokenizer or trained.load_tokenizer()
         model = trained.load_model(device, compute_dtype("auto", device))
         check_vocabulary(model.config, tokenizer)

@@ -1,8 +1,9 @@
-"""Greedy answers from the model that is being trained, to tokenised prompts, in batches padded on the left.
+"""Greedy answers to tokenised prompts from the model in training, in batches padded on the left.
 
-Under FSDP2 a plain `generate` fails, and the registered forward method hangs where ranks make unequal numbers of calls.
-So every FSDP module is gathered first, each rank generates alone, and all are sharded again. The scorer must have run
-once before (the loss evaluator has), or FSDP initialises lazily at the wrong place and training fails later.
+Under FSDP2 a plain `generate` fails, and a registered forward method hangs if ranks make unequal numbers of calls.
+So every FSDP module is gathered first, each rank generates alone, and then all modules are sharded again. The scorer
+must have run once before (the loss evaluator has run it). Otherwise FSDP initialises lazily at the wrong place and
+training fails later.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class Generator:
     batch_size: int = 32
 
     def answers(self, prompts: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return the answer to each prompt, in order; prompts of like length are batched together."""
+        """Return the answer to each prompt, in order; prompts of similar length are batched together."""
         out: list[str] = [""] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         with gathered(self.scorer), inference(self.scorer):
@@ -80,7 +81,7 @@ def gathered(scorer: Scorer) -> Iterator[None]:
 
 @contextmanager
 def inference(scorer: Scorer) -> Iterator[None]:
-    """No gradients, evaluation mode, and SDPA, because FlexAttention would compile for every length."""
+    """Use no gradients, evaluation mode and SDPA inside; FlexAttention would compile for every length."""
     config = scorer.model.config
     attention = config._attn_implementation
     scorer.eval()

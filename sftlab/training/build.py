@@ -117,7 +117,7 @@ def evaluate_on(
     row_layout: RowLayout,
     world: World,
 ) -> list[Evaluator]:
-    """Return what evaluates on the validation examples: their loss, and answers to a sample of each source's."""
+    """Return the evaluators of the validation examples: the loss, and answers to a sample of each source."""
     data, evaluation = parts["data"], parts["evaluation"]
     plan = Plan(val.groups, parts["trainer"].batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
     evaluators: list[Evaluator] = [LossEvaluator(scorer, val, plan, row_layout, world)]
@@ -131,7 +131,7 @@ def evaluate_on(
 def preview_parts(
     config: Mapping[str, Any], device: torch.device
 ) -> tuple[Any, ExampleSet, ExampleSet | None, Plan, RowLayout]:
-    """Return the tokenizer, the examples of training and validation, the plan and the layout of a run of one rank."""
+    """Return the tokenizer, the training and validation examples, the plan and the row layout of a one-rank run."""
     parts = instantiate({name: config[name] for name in ("model", "data", "trainer")}, _convert_="all")
     model, data, settings = parts["model"], parts["data"], parts["trainer"]
     tokenizer, train, val = read_data(model, data, model.load_config(device))

@@ -1,6 +1,6 @@
 """The console: what a person sees of a run. Rich on a terminal, plain lines elsewhere and in train.log.
 
-On rank 0 only; other ranks have a console that says nothing.
+Only rank 0 prints; the console of another rank is quiet.
 """
 
 import time
@@ -82,7 +82,7 @@ class Console:
             self.say(line)
 
     def evaluation(self, step: int, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
-        """Show scores, from the second evaluation on beside those of the first; remember the samples."""
+        """Show scores, next to those of the first evaluation if it was earlier; remember the samples."""
         if self.before is None:
             self.before, self.first_samples = dict(scores), {s.id: s for s in samples}
         table = Table(title=f"step {step}", title_justify="left", box=None, padding=(0, 2, 0, 0))

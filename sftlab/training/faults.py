@@ -23,8 +23,8 @@ class NonFinite(ArithmeticError):
         before = f" {skipped} earlier steps were skipped (trainer.skip_nonfinite)." if skipped else ""
         super().__init__(
             f"step {step}: the loss is {loss} and the gradient norm {norm}; the update was not made.{before} Examples "
-            f"of this step: {shown(ids)}. Lower optim.lr, look at these rows, or let trainer.skip_nonfinite=N steps go "
-            "by; the last checkpoint is as it was"
+            f"of this step: {shown(ids)}. Lower optim.lr, look at these rows, or skip up to N such steps with "
+            "trainer.skip_nonfinite=N; the last checkpoint is intact"
         )
 
 

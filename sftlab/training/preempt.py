@@ -1,4 +1,4 @@
-"""Stopping on a signal: noted at any moment, agreed on by all ranks at a step boundary, obeyed after the save.
+"""Stop on a signal: note it at any moment, agree on it over all ranks at a step boundary, obey it after the save.
 
 Submitit's own handler saves and requeues inside the signal, in the middle of a step and on rank 0 only, where a
 collective save deadlocks (https://github.com/facebookresearch/fairchem, train_runner.py). Here that handler is kept and

@@ -1,6 +1,6 @@
-"""The data of a run as the model will see it, before anything is paid for: examples, a forest row, the report.
+"""Show the data of a run as the model will see it, before training: examples, a forest row, the report.
 
-Reads the tokenizer and the model's config, never its weights, and writes no run directory.
+It reads the tokenizer and the model's config, never its weights. It writes no run directory.
 """
 
 from collections.abc import Mapping

@@ -26,13 +26,13 @@ from sftlab.training.preempt import StopSignal
 
 log = logging.getLogger(__name__)
 
-REPORTED_STEPS = 8  # laid out for the report at start: all steps of SQuAD take 10 s, which only preview does
+REPORTED_STEPS = 8  # laid out for the report at start. All of SQuAD's take 10 s, so only preview does that
 
 
 def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
-    """Return the final validation loss (nats per target), or the training loss where there is no validation.
+    """Return the final validation loss (nats per target), or the training loss if there is no validation.
 
-    Raises: what went wrong, on every rank that met it; SystemExit where the run was told to stop.
+    Raises: the error, on every rank that met it; SystemExit if the run was told to stop.
     """
     check(config)
     run_dir = Path(config["run_dir"])
@@ -118,7 +118,7 @@ def leave_model(config: Mapping[str, Any], made: Run, here: World) -> None:
 
 
 def quiet_libraries(here: World) -> None:
-    """Warnings of libraries on rank 0, errors elsewhere; progress bars on rank 0's terminal only."""
+    """Show warnings of libraries on rank 0 and errors elsewhere; progress bars only on rank 0's terminal."""
     import datasets
 
     quiet_transformers(logging.WARNING if here.is_main else logging.ERROR)
@@ -144,7 +144,7 @@ def leave_data_report(made: Run) -> Report:
 
 
 def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]:
-    """Return in words what will run."""
+    """Return a description of what will run, by name."""
     trainer = made.trainer
     plan, here = trainer.loader.plan, trainer.world
     model = trainer.scorer.model
@@ -157,7 +157,7 @@ def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]
         "model": f"{config['model']['name_or_path']} ({type(model).__name__}, {config['model']['init']})",
         "parameters": f"{parameter_count(model):,}, compute in {dtype}, attention {model.config._attn_implementation}",
         **data,
-        "steps": f"{trainer.max_steps:,} of {plan.batch_size} examples ({plan.steps_per_epoch:,} an epoch)",
+        "steps": f"{trainer.max_steps:,} of {plan.batch_size} examples ({plan.steps_per_epoch:,} per epoch)",
         "device": where,
         "run directory": str(made.run_dir),
     }

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """What `trainer.` takes. `batch_size` counts examples per optimiser step over all ranks.
+    """The settings under `trainer.`. `batch_size` counts examples per optimiser step over all ranks.
 
-    If `max_steps` is set it decides alone, else `epochs` does. `eval_every` or `save_every` of 0 means at the end only.
+    If `max_steps` is set, `epochs` is ignored. With `eval_every` 0 the run is evaluated only before training and at the
+    end; with `save_every` 0 it is saved only at the end.
     """
 
     batch_size: int
@@ -46,7 +47,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What `evaluation.` takes: how many validation examples are answered by generation (0: none), and how."""
+    """The settings under `evaluation.`: how many validation examples are answered by generation (0: none), and how."""
 
     num_answers: int = 64
     max_new_tokens: int = 32

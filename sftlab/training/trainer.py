@@ -1,6 +1,6 @@
 """The trainer. `fit` is the cadence: what happens at which step. `train_step` is the arithmetic of one of them.
 
-`step` counts optimiser updates, the first being 1; step 0 is before training. A microbatch is one forward; a batch
+`step` counts optimiser updates from 1; step 0 is before training. A microbatch is one forward; a batch
 is all examples of a step, on all ranks. The objective, over all microbatches and ranks of a step:
 
     loss = sum(weight * nll) / sum(weight)
@@ -134,7 +134,7 @@ class Trainer:
     def warm_up(self, first: int) -> None:
         """Run the largest microbatch once with weights of 0 and discard its gradients: memory runs out now or never.
 
-        On CUDA only, where the memory of the device is the limit. On a CPU this would cost the demo seconds.
+        Only on CUDA, where the device's memory is the limit. On a CPU this would cost the demo seconds.
         """
         if self.world.device.type == "cuda" and first <= self.max_steps:
             batch = self.loader.largest()
