@@ -70,8 +70,8 @@ class LossEvaluator:
                 score = self.scorer(batch.to(self.world.device))
                 sums += torch.stack([score.nll.double(), score.correct.double(), batch.weight.sum().to(sums)])
         nll, correct, weight = self.world.sum(sums).tolist()
-        loss = nll / weight if weight else math.nan
-        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": correct / weight})
+        loss, accuracy = (nll / weight, correct / weight) if weight else (math.nan, math.nan)
+        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": accuracy})
 
 
 @dataclass(frozen=True)
