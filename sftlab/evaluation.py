@@ -90,7 +90,10 @@ class AnswerEvaluator:
     def __call__(self) -> Evaluation:
         """Answer every example once, each on one rank."""
         mine = self.examples[self.world.rank :: self.world.size]
-        answers = self.generator.answers([e.tokens[: e.num_prompt] for e in mine])
+        # A rank without an example answers one all the same. In the next backward FSDP gathers what ran last before
+        # the forward: a rank on which nothing had run did not take part in that, and the others waited for ever.
+        prompts = [e.tokens[: e.num_prompt] for e in mine or self.examples[:1]]
+        answers = self.generator.answers(prompts)[: len(mine)]
         samples = [
             Sample(e.id, self.generator.text(e.tokens[: e.num_prompt]), answer, e.references)
             for e, answer in zip(mine, answers, strict=True)
