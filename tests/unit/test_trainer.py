@@ -427,3 +427,19 @@ def test_of_microbatches_of_one_size_the_one_with_most_predictions_is_the_larges
     plan = Plan(np.arange(4), 2, 0, shuffle=False, group_by_prefix=False)
     loader = Loader(examples, plan, Arranger("padded", 16, 1, 0, 1, 2))
     assert len(loader.largest().at) == 9
+
+
+@dataclass(frozen=True)
+class Second(World):
+    """A rank that is told what the first one has."""
+
+    def broadcast(self, value: Any) -> Any:
+        return ("told", value)
+
+
+def test_every_rank_has_the_score_of_the_first(around: Around, one: World) -> None:
+    """Only the first reads the metrics of a run that is resumed after its last step."""
+    around.restored = {"step": 2, "time_s": 1.0, "skipped": []}
+    around.last["val/loss"] = 2.5
+    told: Any = trainer(around, Second(**vars(one)), max_steps=2).fit()
+    assert told == ("told", 2.5)
