@@ -42,6 +42,44 @@ def test_frozen_parameters_are_left_out() -> None:
     }
 
 
-def test_a_learning_rate_is_above_zero() -> None:
-    with pytest.raises(ValueError, match=r"optim\.lr=0: expected a number above 0"):
-        adamw(nn.Linear(1, 1), lr=0)
+@pytest.mark.parametrize("lr", [0, -1e-3, float("nan")])
+def test_a_learning_rate_is_above_zero(lr: float) -> None:
+    with pytest.raises(ValueError, match=rf"^optim\.lr={lr}: expected a number above 0$"):
+        adamw(nn.Linear(1, 1), lr=lr)
+
+
+def test_every_option_reaches_every_parameter_group() -> None:
+    optimizer = adamw(
+        nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), lr=0.25, weight_decay=0.125, betas=(0.5, 0.75), eps=1e-3
+    )
+    assert [len(g["params"]) for g in optimizer.param_groups] == [1, 3]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.125, 0.0]
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.25, (0.5, 0.75), 1e-3, True)
+
+
+def test_what_an_option_is_where_nobody_sets_it() -> None:
+    optimizer = adamw(nn.Linear(3, 2), lr=0.25)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.0]
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+def test_two_updates_by_hand() -> None:
+    """Gradients 1 and 0: the moments are b (1 - b), and (1 - b^2) without their bias; the ratio is b / (1 + b)."""
+    layer = nn.Linear(1, 1, bias=False)
+    optimizer = adamw(layer, lr=0.1, weight_decay=0.0, betas=(0.5, 0.25), eps=0.125)
+    moved = []
+    for gradient in (1.0, 0.0):
+        before = layer.weight.detach().clone()
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+        moved.append(float((before - layer.weight).detach()))
+    assert moved == pytest.approx([0.1 / 1.125, 0.1 * (1 / 3) / (0.2**0.5 + 0.125)], rel=1e-5)
+
+
+def test_a_group_without_parameters_is_left_out() -> None:
+    assert [g["weight_decay"] for g in adamw(nn.Linear(3, 2, bias=False), lr=1.0, weight_decay=0.5).param_groups] == [
+        0.5
+    ]
+    assert [g["weight_decay"] for g in adamw(nn.Embedding(3, 2), lr=1.0, weight_decay=0.5).param_groups] == [0.0]
