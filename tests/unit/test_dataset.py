@@ -1,4 +1,4 @@
-"""Where training and validation examples come from: splits, subsets and revisions of the hub, files, and held-out rows."""
+"""Where training and validation examples come from: the hub's splits, subsets and revisions, files, held-out rows."""
 
 import json
 from pathlib import Path

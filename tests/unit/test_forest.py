@@ -137,7 +137,9 @@ def test_for_several_ranks_rows_are_as_short_as_their_number_allows(num_ranks: i
         fewest = len(best_fit(sizes, 100))
         bins = pack(sizes, 100, num_ranks)
         largest = max(sum(sizes[i] for i in b) for b in bins)
-        assert len(bins) <= -(-fewest // num_ranks) * num_ranks and sorted(i for b in bins for i in b) == list(range(37))
+        assert len(bins) <= -(-fewest // num_ranks) * num_ranks and sorted(i for b in bins for i in b) == list(
+            range(37)
+        )
         assert len(best_fit(sizes, largest - 1)) > -(-fewest // num_ranks) * num_ranks
     assert pack([5, 4, 3, 2, 1], 6, 1) == [[0, 4], [1, 3], [2]]
     assert pack([], 6, 4) == [] and pack([3], 9, 4) == [[0]]

@@ -119,7 +119,14 @@ def test_dropout_is_off_in_every_place_and_nothing_else_is(model_folder: Path) -
     llama = Model("x", init="random", architecture={**SHAPE, "attention_dropout": 0.1, "rms_norm_eps": 0.1})
     config = llama.load_config(CPU)
     assert (config.attention_dropout, config.rms_norm_eps) == (0.0, 0.1)
-    shape = {"model_type": "gpt2", "vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "summary_first_dropout": 0.3}
+    shape = {
+        "model_type": "gpt2",
+        "vocab_size": 300,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "summary_first_dropout": 0.3,
+    }
     gpt2 = Model("x", init="random", architecture=shape).load_config(CPU)
     assert {k: v for k, v in gpt2.to_dict().items() if "drop" in k and isinstance(v, float)} == {
         k: 0.0 for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout")

@@ -101,7 +101,9 @@ def test_validation_is_every_sources_own_each_once(tmp_path: Path) -> None:
 
 
 def test_sources_joined_are_one_sequence(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "b", "completion": ""}\n{"prompt": "bbbb", "completion": "1 2 3"}\n')
+    (tmp_path / "bad.jsonl").write_text(
+        '{"prompt": "b", "completion": ""}\n{"prompt": "bbbb", "completion": "1 2 3"}\n'
+    )
     sources = {
         "long": source(tmp_path, "l", 3, longest=200),
         "bad": Data(PromptCompletion(), str(tmp_path / "bad.jsonl"), on_error="skip"),

@@ -211,7 +211,9 @@ def test_groups_of_half_a_step_stay_whole() -> None:
     groups = np.repeat(np.arange(40), 10)
     plan = Plan(groups, 20, 0, True, True)
     for step in range(1, plan.steps_per_epoch + 1):
-        assert np.bincount(groups[plan.examples(step)]).max() == 10 == np.bincount(groups[plan.examples(step)]).sum() / 2
+        assert (
+            np.bincount(groups[plan.examples(step)]).max() == 10 == np.bincount(groups[plan.examples(step)]).sum() / 2
+        )
 
 
 def test_large_groups_are_spread_over_the_epoch() -> None:
@@ -264,7 +266,9 @@ def test_what_fits_is_taken_in_order() -> None:
 def test_groups_are_looked_for_behind_the_next_one_only_so_far() -> None:
     def packed(*lengths: int, batch_size: int = 10, look_ahead: int = 3) -> list[tuple[int, int]]:
         starts = np.cumsum([0, *lengths[:-1]])
-        return list(zip(*(x.tolist() for x in pack_groups(starts, np.array(lengths), batch_size, look_ahead)), strict=True))
+        return list(
+            zip(*(x.tolist() for x in pack_groups(starts, np.array(lengths), batch_size, look_ahead)), strict=True)
+        )
 
     assert packed(6, 7, 4, 3) == [(0, 6), (13, 4), (6, 7), (17, 3)]
     # The 4 is beyond the look-ahead: the next group is cut, and its rest opens the next step.

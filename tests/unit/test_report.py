@@ -68,9 +68,10 @@ def test_every_row_of_a_source_is_accounted_for(tmp_path: Path) -> None:
     assert account.dropped == {"no supervised token": Finding(1, [f"{path}:4"])}
     assert account.truncated == account.end_not_supervised == Finding(1, [f"{path}:3"])
     assert account.duplicates == Finding(1, [f"{path}:6"])
-    assert account.tokens == sum(len(e) for e in train) and account.tokens - sum(
-        len(e) for e in train if len(e) < 40
-    ) == 40
+    assert (
+        account.tokens == sum(len(e) for e in train)
+        and account.tokens - sum(len(e) for e in train if len(e) < 40) == 40
+    )
     assert account.supervised_tokens == sum(int(e.supervised.sum()) for e in train)
     assert found.overlap == Finding(2, [f"{held}:1", f"{held}:3"])
     assert found.accounts["validation"][""].kept == 3 and list(found.accounts) == ["training", "validation"]
@@ -123,7 +124,10 @@ def test_each_source_of_a_mixture_has_an_account_and_its_duplicates_are_its_own(
     held = Data(PromptCompletion(), str(jsonl(tmp_path / "v.jsonl", [("r", "a"), ("s", "a")]))).examples(TOK, 100)[0]
     found = report(train, held, Plan(train.groups, 2, 0), arranger())
     accounts = found.accounts["training"]
-    assert [(n, a.rows, a.kept, a.duplicates.count) for n, a in accounts.items()] == [("one", 2, 2, 0), ("two", 3, 3, 1)]
+    assert [(n, a.rows, a.kept, a.duplicates.count) for n, a in accounts.items()] == [
+        ("one", 2, 2, 0),
+        ("two", 3, 3, 1),
+    ]
     assert found.overlap == Finding(1, [f"{tmp_path}/v.jsonl:1"])
     assert sum(found.lengths.values()) == len(train) == 9 and sum(found.supervised_lengths.values()) == 5
     assert list(short(found)) == ["training one", "training two", "validation", "overlap", "layout"]

@@ -215,19 +215,32 @@ def test_a_bos_is_put_before_a_template_only_where_it_has_none(template: str) ->
 
 def test_white_space_before_a_turn_is_prompted_where_the_template_writes_it() -> None:
     """Llama 2's template writes the space before an answer by itself and has no generation prompt."""
-    tok = tokenizer("qwen", "{%- for m in messages %}{{- (' ' if m.role == 'assistant' else '') + m.content }}{%- endfor %}")
+    tok = tokenizer(
+        "qwen", "{%- for m in messages %}{{- (' ' if m.role == 'assistant' else '') + m.content }}{%- endfor %}"
+    )
     e = made(tok, said("How many?", "two", "Who?", "they"))
     assert learned(tok, e) == [" two", " they<|im_end|>"]
     header = tokenizer("qwen", "{%- for m in messages %}{{- m.role + ': ' + m.content + eos_token }}{%- endfor %}")
     assert "".join(learned(header, made(header, said("How many?", "#two")))) == "#two<|im_end|>"
 
 
-def test_an_end_of_turn_beyond_the_next_message_is_not_this_turns() -> None:
-    tok = tokenizer("gpt2", "{%- for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{%- endfor %}")
-    messages = said("Who?", "they", "the <|endoftext|> is what?", "an end")
-    e = made(tok, messages)
-    assert learned(tok, e) == ["they", "an end<|endoftext|>"] or learned(tok, e)[0].strip() == "they"
-    assert tok.decode(e.tokens).endswith("assistant: an end<|endoftext|>")
+CALLING = (
+    "{%- for m in messages %}{{- m.role + ': ' + m.content }}{%- for c in m.tool_calls or [] %}"
+    "{{- '[' + c.function.name + ' ' + c.function.arguments | tojson + ']' }}{%- endfor %}{{- '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}"
+)
+
+
+def test_an_end_of_text_in_the_next_message_is_not_this_turns_end() -> None:
+    tok = tokenizer("gpt2", CALLING)
+    e = made(tok, said("Who?", "they", "the <|endoftext|> is what?", "an end"))
+    assert learned(tok, e) == ["they", "an end<|endoftext|>"]
+    call = {"role": ASSISTANT, "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": "x"}}}]}
+    answer = [{"role": "tool", "content": "it is <|endoftext|> so"}, {"role": ASSISTANT, "content": "an end"}]
+    first, second = learned(tok, made(tok, [*said("Who?"), call, *answer]))
+    assert first.startswith('[add {"a": "x"') and "it is" not in first and second == "an end<|endoftext|>"
+    (last,) = learned(tok, made(tok, [*said("Who?"), call]))
+    assert last == '[add {"a": "x"}]<|endoftext|>', "the last turn is learned to its closing bracket"
 
 
 def test_a_tokenizer_is_asked_once_what_its_template_does() -> None:
