@@ -10,7 +10,10 @@ import pytest
 
 from sftlab.data.dataset import Data
 from sftlab.data.examples import Examples
+from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
+from sftlab.data.formats.squad import Squad
+from sftlab.data.mixture import Mixture
 from tests.support import byte_tokenizer
 
 TOK = byte_tokenizer()
@@ -172,6 +175,23 @@ def test_a_path_that_is_not_there_is_called_by_its_key(tmp_path: Path) -> None:
         data(tmp_path / "none.jsonl", val_path=str(here)).load(TOK)
     with pytest.raises(FileNotFoundError, match=r"^data\.val_path=.*none\.jsonl: no such file"):
         data(here, val_path=str(tmp_path / "none.jsonl")).load(TOK)
+
+
+def test_the_tokenizer_is_given_the_formats_template_before_anything_is_read(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    chat = Data(Chat(template_path="asset://chat.jinja"), str(path))
+    for option in (chat, Mixture({"chat": chat})):
+        tok = byte_tokenizer()
+        train, _ = option.examples(tok, 1000)
+        assert tok.chat_template and "Yo</s>" in tok.decode(train[0].tokens)
+
+
+def test_what_ships_with_the_package_is_found_by_its_short_name() -> None:
+    demo = Data(Squad(), "asset://demo/train.jsonl.gz", val_path="asset://demo/validation.jsonl", limit=2)
+    train, val = demo.load(TOK)
+    assert val is not None and len(train) == 2 and len(val) > 2
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,6 @@ def test_a_mixture_is_previewed_source_by_source(show: Show, tmp_path: Path) -> 
         "{_target_: sftlab.data.formats.prompt_completion.PromptCompletion}}"
         for n, p in (("uno", one), ("due", two))
     ]
-    out = show("data=mixture", "~data.sources.squad", "~data.sources.gsm8k", *sources, "+data.weights={due: 1, uno: 2}")
+    out = show("data=mixture", "~data.sources.squad", "~data.sources.gsm8k", *sources, "data.weights={due: 1, uno: 2}")
     assert "training uno  1 rows read, 1 kept" in out and "training due  2 rows read, 2 kept" in out
     assert f"uno: {one}:1" in out and "6 examples, " in out  # one four times, and the two of the other

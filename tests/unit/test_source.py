@@ -456,7 +456,7 @@ def test_three_files_are_read_across_the_one_between(tmp_path: Path) -> None:
         source.where(7)
 
 
-@pytest.mark.parametrize("path", ["rows", "a/b/c", "./a/b", "a/b.jsonl", "a/b.json.gz", "~/rows"])
+@pytest.mark.parametrize("path", ["rows", "a/b/c", "./b", "a/b.jsonl", "a/b.json.gz", "~/rows"])
 def test_what_cannot_be_a_hub_id_is_not_looked_for_there(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -480,7 +480,7 @@ def test_a_file_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.
 def test_a_torn_archive_and_a_wrong_text_are_named(tmp_path: Path) -> None:
     whole = gzip.compress(("prompt,completion\n" + "a,b\n" * 2000).encode())
     for name, content in (
-        ("half.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 900)[:60]),
+        ("half.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 900)[:40]),
         ("half.csv.gz", whole[: len(whole) // 2]),
         ("latin.csv", b"pr\xe9,completion\na,b\n"),
     ):

@@ -11,6 +11,7 @@ import pytest
 
 from sftlab.data import arrow
 from sftlab.data import store as store_module
+from sftlab.data.dataset import Data
 from sftlab.data.example import Example
 from sftlab.data.examples import Examples
 from sftlab.data.format import Conversation, Fields, Text
@@ -179,7 +180,9 @@ def test_as_many_workers_tokenise_as_are_asked_for_and_worth_it(
     source = lines(tmp_path / "a.jsonl", rows)
     for limit, workers in ((None, 2), (None, 5), (None, None), (2999, None), (1999, 3), (3, 3), (2998, 1)):
         store(source, PromptCompletion(), TOK, limit, workers)
-    assert asked == [2, 3, 3, 2, None, None, None]
+    for num_workers in (2, 1):
+        Data(PromptCompletion(), source.name, num_workers=num_workers).load(TOK)
+    assert asked == [2, 3, 3, 2, None, None, None, 2, None]
 
 
 def test_the_ranges_of_workers_follow_on_one_another_and_are_nearly_equal() -> None:

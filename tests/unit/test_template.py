@@ -225,9 +225,9 @@ def test_white_space_before_a_turn_is_prompted_where_the_template_writes_it() ->
 
 
 CALLING = (
-    "{%- for m in messages %}{{- m.role + ': ' + m.content }}{%- for c in m.tool_calls or [] %}"
+    "{%- for m in messages %}{{- m.role + ':' + m.content }}{%- for c in m.tool_calls or [] %}"
     "{{- '[' + c.function.name + ' ' + c.function.arguments | tojson + ']' }}{%- endfor %}{{- '\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
 )
 
 
