@@ -136,6 +136,50 @@ def test_examples_as_long_as_the_most_are_kept_in_both_splits(tmp_path: Path) ->
         data(jsonl(tmp_path / "short.jsonl", 2), val_path=str(held)).examples(TOK, most)
 
 
+def test_the_longest_of_several_overlong_examples_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "Q" * n, "completion": "A"} for n in (1, 30, 90, 60)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    lengths = data(path).load(TOK)[0].lengths
+    with pytest.raises(ValueError) as error:
+        data(path).examples(TOK, int(lengths[0]))
+    assert f"3 of 4 examples are longer than data.max_length={lengths[0]} tokens" in str(error.value)
+    assert f"the longest, {path}:3, has {lengths.max()}. " in str(error.value)
+
+
+def test_an_overlong_example_without_a_target_is_dropped_once(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 50, "weight": 0}]
+    good = [turns[0], {"role": "assistant", "content": "Yo"}]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (turns, good)))
+    chat = Data(Chat(template_path="asset://chat.jinja"), str(path), overlong="drop")
+    train, _ = chat.examples(byte_tokenizer(), 60)
+    assert (len(train), train.num_dropped) == (1, 1)
+    assert isinstance(train, Examples) and list(train.dropped) == ["longer than max_length"]
+
+
+def test_what_is_dropped_of_the_rest_is_named_by_its_own_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": f"{i} " * (40 if i % 3 == 0 else 1), "completion": "A"} for i in range(12)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    train, val = data(path, val_examples=5, overlong="drop").examples(TOK, 20)
+    assert isinstance(train, Examples) and isinstance(val, Examples)
+    places: list[int] = []
+    for split in (train, val):
+        dropped = split.dropped.get("longer than max_length", np.empty(0, int)).tolist()
+        assert all(i % 3 == 0 for i in dropped) and all(i % 3 for i in split.kept.tolist())
+        places += [*split.kept.tolist(), *dropped]
+    assert sorted(places) == list(range(12)) and train.num_dropped and len(train) < 8
+
+
+def test_a_last_row_that_was_skipped_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q", "completion": ""}\n')
+    train, _ = data(path, on_error="skip").load(TOK)
+    with pytest.raises(ValueError, match="row=2 is no training example: it was skipped"):
+        train.find_row(2)
+
+
 def test_an_example_that_is_cut_keeps_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"prompt": "Q", "completion": "x1y2z3"}, {"prompt": "Q1W2E3R4T5Y6", "completion": "A"}]

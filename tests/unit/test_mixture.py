@@ -122,6 +122,9 @@ def test_sources_joined_are_one_sequence(tmp_path: Path) -> None:
     turned = Joined(train.parts, train.part[::-1].copy(), train.member[::-1].copy())
     moved = Joined(train.parts, train.part, np.roll(train.member, 1))
     assert len({train.fingerprint, turned.fingerprint, moved.fingerprint}) == 3
+    zeros = np.zeros(2, int)
+    first, second = (Joined(train.parts, np.array(part), zeros) for part in ([0, 1], [1, 0]))
+    assert first.fingerprint != second.fingerprint, "the same places of other sources"
 
 
 def test_truncated_examples_of_all_sources_are_counted(tmp_path: Path) -> None:

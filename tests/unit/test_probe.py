@@ -119,7 +119,7 @@ CAPPED = {**ORDINARY["gemma3_text"], "final_logit_softcapping": 0.05}  # low eno
 
 
 @pytest.mark.parametrize(("kind", "attention"), [("gemma3_text", "sdpa"), ("gemma2", "flex_attention")])
-@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore:_compile flag")
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore::DeprecationWarning")
 def test_a_model_that_caps_its_logits_passes(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def eager(query: Any, key: Any, value: Any, training: bool = False, **rest: Any) -> Any:
         return flex_attention(query, key, value, **rest)
