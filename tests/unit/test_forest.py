@@ -66,6 +66,8 @@ def test_a_beginning_that_all_share_takes_room_once_a_row() -> None:
         examples.append(Example(tokens, np.arange(30) > 10, str(i)))
     rows = lay_out(examples, "tree", 210)
     assert [(len(r), r.num_examples) for r in rows] == [(210, 10)] * 4
+    assert [len(r) for r in lay_out(examples, "tree", 229)] == [210] * 4, "an eleventh would need 230"
+    assert max(len(r) for r in lay_out(examples, "tree", 230)) == 230
 
 
 def of(*tokens: int, name: str = "e") -> Example:

@@ -68,6 +68,13 @@ def test_rows_of_one_microbatch_are_of_like_length_and_each_rank_has_its_own() -
         assert (step.num_tokens, step.num_nodes, step.num_rows, step.num_targets) == (48 + 16 + 48 + 16, 86, 4, 82.0)
 
 
+def test_rows_are_made_for_all_ranks_and_a_last_microbatch_may_be_smaller() -> None:
+    ranks = [arranged(of_lengths(30, 30, 30, 30), "packed", 128, 1, rank, 2) for rank in range(2)]
+    assert [[b.num_tokens for b in s.microbatches] for s in ranks] == [[60], [60]]  # not one full row for the first
+    three = arranged(of_lengths(30, 20, 10), "padded", 64, 2, 0, 1)
+    assert [tuple(b.tokens.shape) for b in three.microbatches] == [(2, 32), (1, 16)]
+
+
 def test_a_rank_without_rows_has_as_many_microbatches_all_padding() -> None:
     ranks = [arranged(of_lengths(30, 20, 10), "padded", 64, 1, rank, 4) for rank in range(4)]
     assert [[b.num_tokens for b in s.microbatches] for s in ranks] == [[30], [20], [10], [0]]
@@ -137,6 +144,10 @@ def test_the_longest_example_is_found_where_other_steps_hold_more_tokens() -> No
 
 def test_the_fullest_step_is_found_where_other_steps_hold_longer_examples() -> None:
     assert size(loader(of_lengths(*[50, 2] * 5, 40, 40), 2, "packed").largest()) == 80
+
+
+def test_the_largest_is_found_where_it_comes_last() -> None:
+    assert size(loader(of_lengths(*range(3, 63)), 2).largest()) == 64
 
 
 def test_of_two_as_large_the_largest_has_more_predictions() -> None:

@@ -146,6 +146,13 @@ def test_the_order_is_the_same_for_ever() -> None:
         assert Plan(np.arange(500), 32, seed, True, False).order(epoch).tolist() == expected
 
 
+def test_the_order_with_groups_is_the_same_for_ever_too() -> None:
+    """A run that is resumed with a later version must find its examples where it left them."""
+    plan = Plan(np.array([7, 7, 7, 2, 2, 9, 9, 9, 9, 4, 5, 5]), 4, 3, True, True)
+    assert plan.order(0).tolist() == [7, 8, 11, 10, 5, 6, 0, 2, 9, 3, 4, 1]
+    assert plan.order(1).tolist() == [6, 7, 2, 0, 1, 3, 4, 9, 11, 10, 5, 8]
+
+
 def test_grouping_keeps_examples_of_a_group_in_one_step() -> None:
     groups = np.repeat(np.arange(400), np.random.default_rng(0).integers(1, 9, 400))
     plan = Plan(groups, 32, 0, True, True)
@@ -273,4 +280,5 @@ def test_groups_are_looked_for_behind_the_next_one_only_so_far() -> None:
     assert packed(6, 7, 4, 3) == [(0, 6), (13, 4), (6, 7), (17, 3)]
     # The 4 is beyond the look-ahead: the next group is cut, and its rest opens the next step.
     assert packed(6, 7, 7, 4) == [(0, 6), (6, 4), (10, 3), (13, 7), (20, 4)]
+    assert packed(6, 7, 8, 7, look_ahead=2) == [(0, 6), (6, 4), (10, 3), (13, 7), (20, 1), (21, 7)]
     assert packed(6, 7, 7, 4, look_ahead=4) == [(0, 6), (20, 4), (6, 7), (13, 3), (16, 4)]

@@ -80,10 +80,13 @@ def test_every_row_of_a_source_is_accounted_for(tmp_path: Path) -> None:
 
 
 def test_at_most_five_are_named_and_all_are_counted(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [("q", "a")] * 9)
+    path = jsonl(tmp_path / "a.jsonl", [*[("q", "a")] * 9, *[("q", "")] * 6])
     held = jsonl(tmp_path / "v.jsonl", [("q", "a")] * 7)
-    train, val = Data(PromptCompletion(), str(path), val_path=str(held)).examples(TOK, 40)
+    train, val = Data(PromptCompletion(), str(path), val_path=str(held), on_error="skip").examples(TOK, 40)
     found = report(train, val, Plan(train.groups, 2, 0), arranger())
+    skipped = found.accounts["training"][""].skipped
+    assert skipped.count == 6 and [s.split(": ")[0] for s in skipped.examples] == [f"{path}:{i}" for i in range(10, 15)]
+    assert found.arrangement.predictions == 5 * 2  # "a" and the end, once in each step for both of its examples
     assert found.accounts["training"][""].duplicates == Finding(8, [f"{path}:{i}" for i in range(2, 7)])
     assert found.overlap == Finding(7, [f"{held}:{i}" for i in range(1, 6)])
 
@@ -114,7 +117,8 @@ def test_what_grouping_saves_is_counted_against_the_same_steps_without_it(tmp_pa
     assert report(train, None, plan, arranger(512), max_steps=9).arrangement.steps == 2
     yes = len(TOK(" yes", add_special_tokens=False).input_ids) + 1  # and the end of text
     assert found.arrangement.predictions == 8 * yes
-    assert found.arrangement.fill == grouped / found.arrangement.padded <= 1
+    padded = sum(16 * -(-nodes(*members) // 16) for members in ((0, 4, 1, 5), (2, 6, 3, 7)))
+    assert found.arrangement.padded == padded > grouped and found.arrangement.fill == grouped / padded
 
 
 def test_each_source_of_a_mixture_has_an_account_and_its_duplicates_are_its_own(tmp_path: Path) -> None:

@@ -64,6 +64,31 @@ def test_a_token_that_holds_the_end_of_a_turn_and_the_next_ones_beginning_is_lea
     assert ids(front) != ids(front + words[4])[: len(ids(front))], "the end of a turn does merge here"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_space_at_the_end_of_a_turn_is_learned_with_the_word_it_merges_into(kind: str) -> None:
+    tok = tokenizer(kind, BARE)
+    words = ["Who counts?", "it is ", "keeper", " the ", "steps", " they"]
+    begin = "" if kind in ("qwen", "gpt2") else tok.bos_token
+    e = made(tok, said(*words))
+    check(tok, e, [(begin, False), *((w, i % 2 == 1) for i, w in enumerate(words))], end=True)
+
+
+def test_a_tokenizer_that_cuts_or_fills_texts_does_neither_here() -> None:
+    tok = tokenizer("qwen")
+    text = Text("Question: Who counts the steps? Answer:", " the keeper")
+    (expected_,) = Renderer(tok).examples([Renderer(tok).render(text)], ["here"])
+    tok.backend_tokenizer.enable_truncation(3)
+    tok.backend_tokenizer.enable_padding(length=99)
+    (found,) = Renderer(tok).examples([Renderer(tok).render(text)], ["here"])
+    assert found.tokens.tolist() == expected_.tokens.tolist() and 3 < len(found) < 99
+
+
+def test_the_beginning_of_the_next_turn_is_no_end_of_this_one() -> None:
+    each = "{%- for m in messages %}{{- (bos_token if m.role == 'user' else '') + m.content }}{%- endfor %}"
+    tok = tokenizer("llama3", each)
+    assert learned(tok, made(tok, said("Who?", "they", "How many?", "two"))) == ["they", "two<|end_of_text|>"]
+
+
 def test_characters_that_have_no_token_are_stepped_over() -> None:
     t = Tokenizer(models.WordLevel({"ab": 0, "cd": 1, "ef": 2, "[UNK]": 3}, unk_token="[UNK]"))
     t.normalizer = normalizers.Replace("~", "")
