@@ -268,6 +268,32 @@ def test_an_end_of_text_in_the_next_message_is_not_this_turns_end() -> None:
     assert last == '[add {"a": "x"}]<|endoftext|>', "the last turn is learned to its closing bracket"
 
 
+def test_several_calls_of_a_turn_without_an_end_are_learned_up_to_the_last() -> None:
+    tok = tokenizer("gpt2", CALLING)
+    calls = [{"function": {"name": n, "arguments": {"a": "x"}}} for n in ("add", "sub")]
+    turns = [{"role": ASSISTANT, "content": "", "tool_calls": calls}, {"role": "tool", "content": "so"}]
+    first, _ = learned(tok, made(tok, [*said("Who?"), *turns, {"role": ASSISTANT, "content": "an end"}]))
+    assert first.startswith('[add {"a": "x"}][sub {"a": "x"')
+
+
+def test_an_end_of_text_ends_a_turn_where_the_template_cannot_be_asked() -> None:
+    """The template is asked with a user's turn first, which this one refuses; GPT-2's end of text is its BOS, too."""
+    asks = "{%- if messages[0].role != 'system' %}{{- raise_exception('no system') }}{%- endif %}"
+    tok = tokenizer("gpt2", asks + TEMPLATES["gpt2"])
+    e = made(tok, [{"role": "system", "content": "Be brief."}, *said("Who?", "they", "How many?", "two")])
+    assert learned(tok, e) == ["they<|endoftext|>", "two<|endoftext|>"]
+
+
+def test_what_a_template_marks_is_learned_and_not_what_follows_the_prompt() -> None:
+    marks = (
+        "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- '<assistant>so:' }}{% generation %}"
+        "{{- m.content + eos_token }}{% endgeneration %}{%- else %}{{- '<user>' + m.content }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<assistant>' }}{%- endif %}"
+    )
+    tok = tokenizer("qwen", marks)
+    assert learned(tok, made(tok, said("Who?", "they", "How many?", "two"))) == ["they<|im_end|>", "two<|im_end|>"]
+
+
 def test_a_tokenizer_is_asked_once_what_its_template_does() -> None:
     template = ChatTemplate(tokenizer("llama3"))
     assert (template.end, template.has_prompt) == ("<|eot_id|>", True)
