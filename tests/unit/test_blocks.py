@@ -42,10 +42,11 @@ def test_blocks_leave_out_only_what_the_mask_forbids(
     batch = collate(rows, len(rows), 128)
     mask = cut_mask(batch.reach, batch.position, window)
     computed = 0
-    for seen, row in zip(mask[:, 0], mask.blocks, strict=True):  # type: ignore[attr-defined]
+    for seen, row, position in zip(mask[:, 0], mask.blocks, batch.position, strict=True):  # type: ignore[attr-defined]
         again, end = torch.zeros_like(seen), 0
         for b in row.blocks:
             own = torch.arange(end, end + b.length)
+            assert (0 if b.above is None else len(b.above)) == position[end], "its first token's ancestors, no others"
             index = own if b.above is None else torch.cat([row.ancestors[b.above], own])
             again[own[:, None], index] = torch.ones_like(seen[own][:, own]).tril() if b.mask is None else b.mask
             computed += b.length * len(index)

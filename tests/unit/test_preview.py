@@ -243,3 +243,12 @@ def test_a_mixture_is_previewed_source_by_source(show: Show, tmp_path: Path) -> 
     out = show("data=mixture", "~data.sources.squad", "~data.sources.gsm8k", *sources, "data.weights={due: 1, uno: 2}")
     assert "training uno  1 rows read, 1 kept" in out and "training due  2 rows read, 2 kept" in out
     assert f"uno: {one}:1" in out and "6 examples, " in out  # one four times, and the two of the other
+
+
+def test_a_setting_that_there_is_not_is_refused_with_the_one_that_was_meant(
+    show: Show, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = pairs(tmp_path / "t.jsonl", ("a", "b"))
+    assert "did you mean limit?" in refused(
+        show, capfd, "data=prompt_completion", f"data.path={path}", "+data.limitt=3"
+    )
