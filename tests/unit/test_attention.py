@@ -92,10 +92,10 @@ def test_rows_of_one_example_and_padding_are_told_from_others() -> None:
             require_alone(torch.tensor([[5] * 5, reach], dtype=torch.int32))
 
 
-def test_the_compilers_limit_is_raised_and_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compilers_limit_is_raised_and_never_lowered() -> None:
     config = torch._dynamo.config
-    monkeypatch.setattr(config, "recompile_limit", 8)
-    expect_shapes(16)
-    assert config.recompile_limit == 16
-    expect_shapes(3)
-    assert config.recompile_limit == 16
+    with config.patch(recompile_limit=8):
+        expect_shapes(16)
+        assert config.recompile_limit == 16
+        expect_shapes(3)
+        assert config.recompile_limit == 16

@@ -141,3 +141,20 @@ def test_what_blocks_cannot_do_is_left_to_transformers(special: str, monkeypatch
     calls.clear()
     blocks.attend(module, q, k, v, mask, **{special: None})
     assert calls == [(64, 64)]
+
+
+def test_compiled_code_takes_the_whole_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, (q, k, v) = two_rows(monkeypatch), heads()
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    module.is_causal = True  # type: ignore[assignment]
+    calls = count(monkeypatch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    blocks.attend(module, q, k, v, mask)
+    assert calls == [(64, 64)]
+
+
+def test_padding_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 0)
+    assert blocks.cut(np.array([0, 1, 2, 0, 0, 0, 0])) == [0, 3, 7]
+    assert blocks.cut(np.array([0, 1, 2, 1, 0, 1])) == [0, 3, 4, 6]
