@@ -144,7 +144,17 @@ def test_a_leak_as_small_as_a_few_hundred_thousandths_is_found_and_rounding_is_n
     model.model.layers[0] = Leak(model.model.layers[0], 3e-5)
     with pytest.raises(ValueError, match=r"leaks between examples of a row: .* by [1-9]\.[0-9]e-05"):
         probe(Scorer(model), "packed", CPU)
-    probe(Scorer(tiny_llama().bfloat16()), "tree", CPU)  # its rounding is 100 times what float32's may be
+    wide = tiny_llama(layers=4, hidden_size=128, intermediate_size=256).bfloat16()
+    probe(Scorer(wide), "tree", CPU)  # its rounding is 100 times what float32's may be
+
+
+def test_routed_experts_may_round_by_what_else_is_in_a_row() -> None:
+    scorer = scorer_of("qwen3_moe", ORDINARY["qwen3_moe"])
+    scorer.model.model.layers[0] = Leak(scorer.model.model.layers[0], 3e-5)
+    probe(scorer, "packed", CPU)
+    scorer.model.model.layers[0].share = 4e-3
+    with pytest.raises(ValueError, match="leaks between examples of a row"):
+        probe(scorer, "packed", CPU)
 
 
 def test_a_model_that_cannot_take_rows_of_several_examples_is_told_so() -> None:

@@ -454,6 +454,13 @@ def test_three_files_are_read_across_the_one_between(tmp_path: Path) -> None:
     ]
     with pytest.raises(IndexError):
         source.where(7)
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name, rows in (("a", ROWS[:2]), ("b", ROWS[2:3]), ("c", ROWS[3:])):
+        (documents / f"{name}.json").write_text(json.dumps(rows))
+    for start in range(8):
+        for stop in range(start, 8):
+            assert list(opened(documents).read(start, stop)) == ROWS[start:stop]
 
 
 @pytest.mark.parametrize("path", ["rows", "a/b/c", "./b", "a/b.jsonl", "a/b.json.gz", "~/rows"])
