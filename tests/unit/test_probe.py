@@ -144,8 +144,14 @@ def test_a_leak_as_small_as_a_few_hundred_thousandths_is_found_and_rounding_is_n
     model.model.layers[0] = Leak(model.model.layers[0], 3e-5)
     with pytest.raises(ValueError, match=r"leaks between examples of a row: .* by [1-9]\.[0-9]e-05"):
         probe(Scorer(model), "packed", CPU)
-    wide = tiny_llama(layers=4, hidden_size=128, intermediate_size=256).bfloat16()
-    probe(Scorer(wide), "tree", CPU)  # its rounding is 100 times what float32's may be
+
+
+def test_half_precision_may_be_as_far_off_as_its_rounding() -> None:
+    half, whole = Scorer(tiny_llama().bfloat16()), Scorer(tiny_llama())
+    half.logit_scale = whole.logit_scale = 1.01
+    probe(half, "padded", CPU)
+    with pytest.raises(ValueError, match="does something to its logits"):
+        probe(whole, "padded", CPU)
 
 
 def test_routed_experts_may_round_by_what_else_is_in_a_row() -> None:
