@@ -42,10 +42,11 @@ def test_blocks_leave_out_only_what_the_mask_forbids(
     batch = collate(rows, len(rows), 128)
     mask = cut_mask(batch.reach, batch.position, window)
     computed = 0
-    for seen, row in zip(mask[:, 0], mask.blocks, strict=True):  # type: ignore[attr-defined]
+    for seen, row, position in zip(mask[:, 0], mask.blocks, batch.position, strict=True):  # type: ignore[attr-defined]
         again, end = torch.zeros_like(seen), 0
         for b in row.blocks:
             own = torch.arange(end, end + b.length)
+            assert (0 if b.above is None else len(b.above)) == position[end], "its first token's ancestors, no others"
             index = own if b.above is None else torch.cat([row.ancestors[b.above], own])
             again[own[:, None], index] = torch.ones_like(seen[own][:, own]).tril() if b.mask is None else b.mask
             computed += b.length * len(index)
@@ -97,3 +98,63 @@ def test_a_mask_without_blocks_is_transformers_own_affair(monkeypatch: pytest.Mo
         model.config._attn_implementation = attention
         found.append(model(input_ids=ids, attention_mask=own).logits[:, :7])
     assert torch.equal(*found)
+
+
+def heads(seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Return query, key and value of two rows, four heads on two."""
+    torch.manual_seed(seed)
+    return torch.randn(2, 4, 64, 8), torch.randn(2, 2, 64, 8), torch.randn(2, 2, 64, 8)
+
+
+def two_rows(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Return the mask of two rows that are each cut into several blocks."""
+    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 0)
+    rows = lay_out(random_examples(8, longest=14), "tree", 64)[:2]
+    batch = collate(rows, 2, 64)
+    return cut_mask(batch.reach, batch.position)
+
+
+def test_scale_dropout_and_shared_heads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, (q, k, v) = two_rows(monkeypatch), heads()
+    wide = [t.repeat_interleave(2, 1) for t in (k, v)]
+    module = torch.nn.Module()
+    for scale in (None, 0.9):
+        found, none = blocks.attend(module, q, k, v, mask, scaling=scale)
+        expected = F.scaled_dot_product_attention(q, *wide, attn_mask=mask, scale=scale).transpose(1, 2)
+        assert none is None
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    plain, _ = blocks.attend(module, q, *wide, mask)  # as many heads as the query's
+    torch.testing.assert_close(plain, blocks.attend(module, q, k, v, mask)[0], rtol=1e-5, atol=1e-6)
+    dropped, _ = blocks.attend(module, q, k, v, mask, dropout=0.5)
+    assert not torch.allclose(dropped, plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize("special", ["softcap", "position_bias"])
+def test_what_blocks_cannot_do_is_left_to_transformers(special: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, (q, k, v) = two_rows(monkeypatch), heads()
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    module.is_causal = True  # type: ignore[assignment]
+    calls = count(monkeypatch)
+    blocks.attend(module, q, k, v, mask)
+    assert len(calls) > 2
+    calls.clear()
+    blocks.attend(module, q, k, v, mask, **{special: None})
+    assert calls == [(64, 64)]
+
+
+def test_compiled_code_takes_the_whole_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, (q, k, v) = two_rows(monkeypatch), heads()
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    module.is_causal = True  # type: ignore[assignment]
+    calls = count(monkeypatch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    blocks.attend(module, q, k, v, mask)
+    assert calls == [(64, 64)]
+
+
+def test_padding_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 0)
+    assert blocks.cut(np.array([0, 1, 2, 0, 0, 0, 0])) == [0, 3, 7]
+    assert blocks.cut(np.array([0, 1, 2, 1, 0, 1])) == [0, 3, 4, 6]

@@ -169,3 +169,138 @@ def test_a_bad_row_says_what_is_wrong(format: Format, row: dict[str, Any], said:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"data\.format\.supervise=first: expected all or last"):
         Chat(supervise="first")
+
+
+def test_squads_f1_by_hand() -> None:
+    score = Squad().score
+    # Two of our three words are right, and two of the reference's five: precision 2/3, recall 2/5.
+    assert score("the keeper of Oakgate", ["a keeper in Oakgate who counts"])["f1"] == pytest.approx(
+        2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5)
+    )
+    assert score("steps steps", ["steps"])["f1"] == pytest.approx(2 / 3)  # a word counts as often as both have it
+    assert score("x", ["y", "x z", "x"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert score("x", ["x z", "y"]) == {"exact_match": 0.0, "f1": pytest.approx(2 / 3)}
+    assert score("An  anthem.", ["anthem"])["exact_match"] == 1.0
+    assert score("theory", ["ory"])["exact_match"] == 0.0, "articles are whole words"
+
+
+def test_squads_group_is_its_passage_and_its_own_words_stand_for_no_answer() -> None:
+    text = Squad(unanswerable="none").text({**SQUAD, "answers": {"text": []}})
+    assert (text.group, text.completion, text.references) == ("A b c.", " none", ("none",))
+    with pytest.raises(ValueError, match="an answer is empty"):
+        Squad().text({**SQUAD, "answers": {"text": ["b", 3]}})
+    assert Squad().rows([SQUAD]) == [SQUAD]
+    with pytest.raises(ValueError, match="no field 'paragraphs'"):
+        Squad().rows({"data": [{"title": "t"}]})
+
+
+def test_the_default_score_is_whether_the_answer_is_one_of_the_references() -> None:
+    score = PromptCompletion().score
+    assert score(" b ", ["a", "b"]) == {"exact_match": 1.0} and score("b", [" b\n"]) == {"exact_match": 1.0}
+    assert score("ab", ["a", "b"]) == {"exact_match": 0.0} and score("b", []) == {"exact_match": 0.0}
+
+
+def test_the_prompt_of_a_format_is_that_of_its_text_and_a_conversation_has_none() -> None:
+    assert PromptCompletion().prompt_text({"prompt": "Say ", "completion": "it"}) == "Say "
+    assert Gsm8k().prompt_text(GSM) == "Question: 48 and half?\nAnswer:"
+    with pytest.raises(ValueError, match=r"worded by the chat template: use chat=true"):
+        Chat().prompt_text({"messages": [USER, ASSISTANT]})
+
+
+def test_prefix_groups_are_as_many_characters_as_are_said() -> None:
+    long = "x" * 300
+    assert PromptCompletion().text({"prompt": long, "completion": "a"}).group == "x" * 256
+    assert PlainText().text({"text": long}).group == "x" * 256
+    assert PlainText(column="body", group_chars=3).text({"body": long, "text": "no"}).group == "xxx"
+    text = PromptCompletion("p", "c", 2).text({"p": "abc", "c": " d\n", "prompt": "no", "completion": "no", "id": 0})
+    assert (text.group, text.prompt, text.completion, text.references, text.id) == ("ab", "abc", " d\n", ("d",), "0")
+    assert PlainText().text({"text": "a", "id": "i"}) == Text("", "a", "i", "a")
+
+
+def test_every_option_of_an_instruction_is_used() -> None:
+    format = Instruction("do", "with", "say", "{instruction} WITH {input}:", "{instruction} ALONE:")
+    row = {"do": "Add", "with": "1 2", "say": " 3 ", "instruction": "no", "input": "no", "output": "no", "id": 5}
+    text = format.text(row)
+    assert (text.prompt, text.completion, text.references, text.id) == ("Add WITH 1 2:", " 3 ", ("3",), "5")
+    for empty in ({**row, "with": " "}, {**row, "with": None}, {k: v for k, v in row.items() if k != "with"}):
+        assert format.text(empty).prompt == "Add ALONE:"
+    groups = [format.text(r).group for r in (row, {**row, "with": "8"}, {**row, "with": ""}, {**row, "do": "Sub"})]
+    assert groups[0] == groups[1] and len(set(groups)) == 3
+    default = Instruction().text({"instruction": "a", "input": "i", "output": "b"})
+    assert "Input:\ni\n" in default.prompt
+
+
+def test_gsm8k_groups_by_its_question_and_takes_the_first_number() -> None:
+    text = Gsm8k().text({**GSM, "id": 3})
+    assert (text.group, text.references, text.id) == ("48 and half?", (GSM["answer"],), "3")
+    score = Gsm8k().score
+    assert score("#### 5\n#### 6", ["#### 5"]) == {"exact_match": 1.0}
+    assert score("#### 5", ["#### 4", "#### 5"]) == {"exact_match": 1.0}
+    assert score("#### 100", ["#### 1"]) == {"exact_match": 0.0}, "the zeros of a whole number stay"
+    assert score("#### -5", ["#### -5.00"]) == {"exact_match": 1.0}
+    assert score("none", ["none"]) == {"exact_match": 0.0}
+
+
+def test_text_learns_nothing_of_a_blank_and_everything_else() -> None:
+    with pytest.raises(ValueError, match="field 'body' is empty"):
+        PlainText(column="body").text({"body": " \n", "text": "x"})
+
+
+@pytest.mark.parametrize(
+    ("given", "role"),
+    [
+        ("human", "user"),
+        ("gpt", "assistant"),
+        ("bing", "assistant"),
+        ("chatgpt", "assistant"),
+        ("observation", "tool"),
+        ("function_response", "tool"),
+        ("system", "system"),
+        ("developer", "developer"),
+        ("user", "user"),
+    ],
+)
+def test_sharegpts_roles(given: str, role: str) -> None:
+    made = Chat().text({"conversation": [{"from": "human", "value": "a"}, {"from": given, "value": "b"}, ASSISTANT]})
+    assert made.messages[1]["role"] == role
+    assert made.supervised == ((1, 2) if role == "assistant" else (2,))
+
+
+def test_what_else_a_conversation_carries() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    messages = [system, USER, {**ASSISTANT, "content": " Ho "}, USER, {**ASSISTANT, "reasoning_content": "so"}]
+    made = Chat().text({"messages": messages, "conversations": "not this", "id": 7, "tools": []})
+    assert made.group == json.dumps([system, USER]), "what forks of one conversation have in common"
+    assert (made.id, made.tools, made.references) == ("7", None, ("Yo",))
+    assert made.messages[4] == {**ASSISTANT, "reasoning_content": "so"}
+    assert Chat().text({"messages": messages[:3]}).references == ("Ho",)
+    null = {"messages": None, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    assert Chat().text(null).supervised == (1,)
+
+
+def test_an_empty_turn_is_no_error_where_it_is_not_learned() -> None:
+    empty = {"role": "assistant", "content": "", "weight": 0}
+    assert Chat().text({"messages": [USER, empty, USER, ASSISTANT]}).supervised == (3,)
+    with pytest.raises(ValueError, match="message 2 is an empty assistant turn"):
+        Chat().text({"messages": [USER, {**empty, "weight": 1}, USER, ASSISTANT]})
+
+
+def test_a_tool_call_is_brought_into_openais_shape() -> None:
+    def called(given: Any) -> Any:
+        return Chat().text({"messages": [USER, {"role": "assistant", "tool_calls": [given]}]}).messages[1]["tool_calls"]
+
+    shape = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert called({"function": {"name": "f", "arguments": '{"a": 1}'}}) == [shape]
+    assert called({"name": "f", "arguments": {"a": 1}, "type": "x"}) == [
+        {**shape, "function": {"name": "f", "arguments": {"a": 1}, "type": "x"}}
+    ]
+    assert called({"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}}) == [{**shape, "id": "c1"}]
+    assert called({"function": {"name": "f"}})[0]["function"]["arguments"] == {}
+    assert called({"function": {"name": "f", "arguments": None}})[0]["function"]["arguments"] == {}
+    for wrong in ("f", {"function": "f"}):
+        with pytest.raises(ValueError, match="a tool call is "):
+            called(wrong)
+    with pytest.raises(ValueError, match="message 2 is a string that is not JSON"):
+        Chat().text({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]})
+    with pytest.raises(ValueError, match="content of type int, expected text"):
+        Chat().text({"messages": [{"role": "user", "content": 3}, ASSISTANT]})

@@ -109,7 +109,7 @@ def test_rows_are_shown_with_what_is_supervised_and_any_row_by_number(show: Show
     answer = read_jsonl(train)[16]["answers"]["text"][0]
     out = show("data=squad", f"data.path={train}", "row=17")
     assert "t.jsonl:17 (id p5q1)" in out and "p0q0" not in out and f" {answer}</s>" in out and "<s>Context: " in out
-    assert "counted" in out or "examples," in out  # the forest
+    assert "step 1, a row of its 1: 30 examples, " in out  # the forest
     assert list(Path().iterdir()) == []  # it writes nothing that was not asked for
 
 
@@ -133,9 +133,8 @@ def test_a_row_is_drawn_as_the_forest_it_is() -> None:
         parts = segments(drawn)
         assert [i for a, b in parts for i in range(a, b)] == list(range(len(drawn)))
         for e, path in zip(examples, drawn.paths, strict=True):  # each example is a chain of whole stretches
-            assert set(path.tolist()) == {i for a, b in parts if a in path for i in range(a, b) if i in path}
-            ends = [b - 1 for a, b in parts if a in path]
-            assert path[-1] in ends and len(e) == len(path)
+            assert path.tolist() == [i for a, b in parts if a in path for i in range(a, b)]
+            assert len(e) == len(path)
         weight = np.zeros(len(drawn))
         weight[predicted(drawn)] = drawn.weight
         expected = np.zeros(len(drawn))
@@ -184,3 +183,72 @@ def test_a_picture(show: Show, tmp_path: Path) -> None:
     train = make_squad_file(tmp_path / "t.jsonl", 4)
     show("data=squad", f"data.path={train}", "picture=row.svg")
     assert Path("row.svg").read_text().startswith("<svg") and "sells" in Path("row.svg").read_text()
+
+
+def pairs(path: Path, *said: tuple[str, str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in said))
+    return path
+
+
+def test_the_step_that_is_asked_for_is_drawn_and_one_beyond_the_epoch_is_refused(
+    show: Show, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = pairs(tmp_path / "t.jsonl", *((f"question {w}", "yes") for w in ("one", "two", "three", "four", "five")))
+    typed = ("data=prompt_completion", f"data.path={path}", "data.shuffle=false", "trainer.batch_size=2", "rows=0")
+    out = show(*typed, "step=3")
+    forest = out.split("training")[0]
+    assert "step 3, a row of its 1: 1 examples" in out and "five" in forest and "one" not in forest
+    assert "one" in show(*typed).split("training")[0]
+    for step in (0, 4):
+        assert f"step={step}: an epoch has steps 1 to 3" in refused(show, capfd, *typed, f"step={step}")
+
+
+def test_more_rows_than_there_are_and_the_row_asked_for_before_the_first_ones(show: Show, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "t.jsonl", *((f"question {i}", "yes") for i in range(4)))
+    typed = ("data=prompt_completion", f"data.path={path}")
+    titles = re.compile(rf"{re.escape(str(path))}:(\d+): \d+ tokens, (\d+) supervised")
+    assert [m[0] for m in titles.findall(show(*typed, "rows=9"))] == ["1", "2", "3", "4"]
+    assert [m[0] for m in titles.findall(show(*typed))] == ["1", "2", "3"]
+    assert [m[0] for m in titles.findall(show(*typed, "rows=9", "row=4"))] == ["4"]
+
+
+def test_what_overlong_says_is_left_as_it_is_unless_train_would_stop(show: Show, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "t.jsonl", ("a", "b"), ("a", "word " * 60), ("c", "d"))
+    typed = ("data=prompt_completion", f"data.path={path}", "data.max_length=40")
+    stops = "train would stop at an example longer"
+    cut = show(*typed, "data.overlong=truncate")
+    assert "3 rows read, 3 kept" in cut and f"1 truncated: {path}:2" in cut and stops not in cut
+    dropped = show(*typed, "data.overlong=drop")
+    assert "3 rows read, 2 kept" in dropped and stops not in dropped
+    refused_by_train = show(*typed)
+    assert "3 rows read, 2 kept" in refused_by_train and stops in refused_by_train
+    assert stops not in show(*typed[:2])
+
+
+def test_files_are_written_where_they_are_asked_for(show: Show, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "t.jsonl", ("a", "b"), ("c", "d"))
+    out = show("data=prompt_completion", f"data.path={path}", f"output={tmp_path}/deep/all.jsonl")
+    assert f"2 examples written to {tmp_path}/deep/all.jsonl" in " ".join(out.split())
+    assert [line["supervised_text"] for line in read_jsonl(tmp_path / "deep" / "all.jsonl")] == ["b</s>", "d</s>"]
+    assert list(Path().iterdir()) == []
+
+
+def test_a_mixture_is_previewed_source_by_source(show: Show, tmp_path: Path) -> None:
+    one, two = pairs(tmp_path / "one.jsonl", ("a", "b")), pairs(tmp_path / "two.jsonl", ("c", "d"), ("e", "f"))
+    sources = [
+        f"+data.sources.{n}={{_target_: sftlab.data.dataset.Data, path: {p}, format: "
+        "{_target_: sftlab.data.formats.prompt_completion.PromptCompletion}}"
+        for n, p in (("uno", one), ("due", two))
+    ]
+    out = show("data=mixture", "~data.sources.squad", "~data.sources.gsm8k", *sources, "data.weights={due: 1, uno: 2}")
+    assert "training uno  1 rows read, 1 kept" in out and "training due  2 rows read, 2 kept" in out
+    assert f"uno: {one}:1" in out and "6 examples, " in out  # one four times, and the two of the other
+
+
+def test_a_setting_that_there_is_not_is_refused_with_the_one_that_was_meant(
+    show: Show, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = pairs(tmp_path / "t.jsonl", ("a", "b"))
+    assert "did you mean limit?" in refused(
+        show, capfd, "data=prompt_completion", f"data.path={path}", "+data.limitt=3"
+    )

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import flex_attention as transformers_flex
 
 from sftlab.models.load import DEMO, Model, best_attention
 from sftlab.models.probe import probe
@@ -52,16 +54,15 @@ ORDINARY: dict[str, dict[str, Any]] = {
 }
 
 
-def scorer_of(kind: str, settings: dict[str, Any]) -> Scorer:
+def scorer_of(kind: str, settings: dict[str, Any], attention: str = "sdpa") -> Scorer:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **settings, pad_token_id=2)
     for key, value in config.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if kind != "mamba":
-        model.config._attn_implementation = "sdpa"  # here, since Gemma 2 is not made with it: SDPA caps no attention
-    return Scorer(model.train())
+        config._attn_implementation = attention
+    return Scorer(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
@@ -135,6 +136,86 @@ def test_it_costs_four_forwards_of_32_tokens_and_compiles_nothing() -> None:
     probe(scorer, "padded", CPU)
     assert seen == [32] * 6
     assert all(p.grad is None for p in scorer.parameters())
+
+
+CAPPED = {**ORDINARY["gemma3_text"], "final_logit_softcapping": 0.05}  # low enough to bend an untrained model's logits
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("gemma3_text", "sdpa"), ("gemma2", "flex_attention")])
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore::DeprecationWarning")
+def test_a_model_that_caps_its_logits_passes(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def eager(query: Any, key: Any, value: Any, training: bool = False, **rest: Any) -> Any:
+        return flex_attention(query, key, value, **rest)
+
+    monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", eager)  # nothing is compiled on a CPU
+    scorer = scorer_of(kind, CAPPED, attention)
+    assert scorer.logit_cap == 0.05
+    for layout in (*LAYOUTS, "padded"):
+        probe(scorer, layout, CPU)
+
+
+def test_a_cap_on_the_logits_that_the_scorer_does_not_know_is_found() -> None:
+    scorer = scorer_of("gemma3_text", CAPPED)
+    scorer.logit_cap = None
+    with pytest.raises(ValueError, match="does something to its logits that is not known here"):
+        probe(scorer, "padded", CPU)
+
+
+def test_a_leak_as_small_as_a_few_hundred_thousandths_is_found_and_rounding_is_not() -> None:
+    model = tiny_llama()
+    model.config._attn_implementation = "sdpa"
+    model.model.layers[0] = Leak(model.model.layers[0], 3e-5)
+    with pytest.raises(ValueError, match=r"leaks between examples of a row: .* by [1-9]\.[0-9]e-05"):
+        probe(Scorer(model), "packed", CPU)
+
+
+def test_half_precision_may_be_as_far_off_as_its_rounding() -> None:
+    half, whole = Scorer(tiny_llama().bfloat16()), Scorer(tiny_llama())
+    half.logit_scale = whole.logit_scale = 1.01
+    probe(half, "padded", CPU)
+    with pytest.raises(ValueError, match="does something to its logits"):
+        probe(whole, "padded", CPU)
+
+
+def test_routed_experts_may_round_by_what_else_is_in_a_row() -> None:
+    scorer = scorer_of("qwen3_moe", ORDINARY["qwen3_moe"])
+    scorer.model.model.layers[0] = Leak(scorer.model.model.layers[0], 3e-5)
+    probe(scorer, "packed", CPU)
+    scorer.model.model.layers[0].share = 4e-3
+    with pytest.raises(ValueError, match="leaks between examples of a row"):
+        probe(scorer, "packed", CPU)
+
+
+def test_a_model_that_cannot_take_rows_of_several_examples_is_told_so() -> None:
+    scorer = Scorer(tiny_llama())
+
+    def refuse(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[0] == 1:
+            raise TypeError("one row at a time is not for me")
+
+    scorer.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    said = r"does not take rows of several examples \(TypeError: one row .*\): use data\.layout=padded"
+    with pytest.raises(ValueError, match=said):
+        probe(scorer, "tree", CPU)
+    probe(scorer, "padded", CPU)
+
+
+def test_it_costs_a_few_forwards_of_32_tokens_and_leaves_the_model_as_it_was() -> None:
+    model = tiny_llama()
+    scorer, asked = Scorer(model), []
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    hook = lambda m, args, kwargs: asked.append(kwargs["input_ids"].numel())  # noqa: E731
+    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    probe(scorer, "tree", CPU)
+    assert asked == [32] * 4
+    asked.clear()
+    probe(scorer, "padded", CPU)
+    assert asked == [32] * 2
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_a_vocabulary_of_a_few_tokens_is_probed_within_it() -> None:
+    probe(Scorer(tiny_llama(vocab=7)), "tree", CPU)
 
 
 def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from sftlab.data.loader import Arranger
 from sftlab.data.mixture import Mixture
 from sftlab.data.plan import Plan
 from sftlab.data.report import report, write_skipped
-from sftlab.data.source import open_source
+from sftlab.data.source import is_local, open_source
 from tests.kinds import tokenizer
 from tests.support import byte_tokenizer, make_squad_file, read_jsonl
 
@@ -390,3 +390,107 @@ def test_text_without_a_common_beginning_is_not_shared(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "t.jsonl", [{"text": f"{i} tells of the keeper"} for i in range(9)])
     found = load(path, PlainText())
     assert np.array_equal([int(e.supervised.sum()) for e in found], found.lengths - 1)
+
+
+# Content ------------------------------------------------------------------------------------------------------------
+
+
+def opened(path: Path | str) -> Any:
+    return open_source(str(path), None, lambda document: document)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    contents = {
+        "a.jsonl": b'{"prompt": "1"}\n{"prompt": "2"}\n',
+        "a.json": b'[{"prompt": "1"}, {"prompt": "2"}]',
+        "a.csv": b"prompt\n1\n2\n",
+        "a.tsv": b"prompt\n1\n2\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(mark + content)
+        assert list(opened(tmp_path / name).read(0, 9)) == [{"prompt": "1"}, {"prompt": "2"}], name
+
+
+def test_a_cell_may_hold_separators_line_ends_and_nothing(tmp_path: Path) -> None:
+    rows = [{"a": "x,\ty", "b": "two\nlines"}, {"a": "", "b": '"quoted"'}, {"a": "nan", "b": "1e5"}]
+    import csv
+
+    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["a", "b"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
+        assert list(opened(tmp_path / name).read(0, 3)) == rows
+
+
+def test_a_source_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, names in ((first, "ab"), (second, "ba")):
+        folder.mkdir()
+        for name, rows in zip(names, (ROWS[:2], ROWS[2:5]), strict=True):
+            jsonl(folder / f"{name}.jsonl", rows)
+            (folder / f"{name}.json").write_text(json.dumps(rows))
+    prints = {name: opened(folder / name).fingerprint for folder in (first, second) for name in ("a.jsonl", "a.json")}
+    assert opened(first / "a.jsonl").fingerprint == opened(second / "b.jsonl").fingerprint
+    assert opened(first / "a.json").fingerprint == opened(second / "b.json").fingerprint
+    assert opened(first / "a.jsonl").fingerprint != prints["a.jsonl"]
+    assert opened(first / "a.json").fingerprint != prints["a.json"]
+    folders = [opened(f"{folder}/*.jsonl") for folder in (first, second)]
+    assert folders[0].fingerprint != folders[1].fingerprint, "the same files in another order are another source"
+    assert opened(f"{first}/*.jsonl").fingerprint == folders[0].fingerprint
+
+
+def test_three_files_are_read_across_the_one_between(tmp_path: Path) -> None:
+    for name, rows in (("a", ROWS[:2]), ("b", ROWS[2:3]), ("c", ROWS[3:])):
+        jsonl(tmp_path / f"{name}.jsonl", rows)
+    source = opened(tmp_path)
+    for start in range(8):
+        for stop in range(start, 8):
+            assert list(source.read(start, stop)) == ROWS[start:stop]
+    assert [source.where(i).rpartition("/")[2] for i in range(7)] == [
+        *("a.jsonl:1", "a.jsonl:2", "b.jsonl:1"),
+        *(f"c.jsonl:{i}" for i in (1, 2, 3, 4)),
+    ]
+    with pytest.raises(IndexError):
+        source.where(7)
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name, rows in (("a", ROWS[:2]), ("b", ROWS[2:3]), ("c", ROWS[3:])):
+        (documents / f"{name}.json").write_text(json.dumps(rows))
+    for start in range(8):
+        for stop in range(start, 8):
+            assert list(opened(documents).read(start, stop)) == ROWS[start:stop]
+
+
+@pytest.mark.parametrize("path", ["rows", "a/b/c", "./b", "a/b.jsonl", "a/b.json.gz", "~/rows"])
+def test_what_cannot_be_a_hub_id_is_not_looked_for_there(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *_, **__: asked.append(name))
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        open_source(path, "train", lambda document: document)
+    assert asked == []
+    open_source("some/rows", "train", lambda document: document)
+    assert asked == ["some/rows"]
+
+
+def test_a_file_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jsonl(tmp_path / "a.jsonl")
+    assert len(opened("~/a.jsonl")) == 7 and len(load("~/a.jsonl")) == 7
+    assert is_local("~/a.jsonl") and is_local("some/*.jsonl") and is_local(str(tmp_path))
+    assert not is_local("~/b.jsonl") and not is_local("some/rows")
+
+
+def test_a_torn_archive_and_a_wrong_text_are_named(tmp_path: Path) -> None:
+    whole = gzip.compress(("prompt,completion\n" + "a,b\n" * 2000).encode())
+    for name, content in (
+        ("half.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 900)[:40]),
+        ("half.csv.gz", whole[: len(whole) // 2]),
+        ("latin.csv", b"pr\xe9,completion\na,b\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: cannot read this file: "):
+            load(tmp_path / name)
