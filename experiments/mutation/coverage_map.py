@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,56 +82,83 @@ class Map:
         self.fixture_seconds: dict[tuple[str, str], float] = {}
         self.left_out: dict[str, str] = {}  # test: why
         self.covering: dict[tuple[str, int], set[str]] = defaultdict(set)
+        self.sharing: dict[tuple[str, int], set[str]] = defaultdict(set)  # by no more than a fixture of a conftest.py
         for line in lines:
             self._add(line)
 
     def _add(self, line: dict[str, Any]) -> None:
-        file = line["file"]
+        file, fixtures = line["file"], line.get("fixtures", {})
         users: dict[str, set[str]] = defaultdict(set)
         if not line.get("tests") and line.get("code") not in (0, 5):
             self.left_out[file] = f"{line['outcome']}, exit code {line.get('code')}"
         for test, found in line.get("tests", {}).items():
-            if found["outcome"] != "passed":
-                if found["outcome"] != "skipped":
-                    self.left_out[test] = found["outcome"]
-                continue
-            self.seconds[test] = found["seconds"]
-            self.needs[test] = [(file, fixture) for fixture in found["fixtures"]]
-            for context in (found["context"], *found["fixtures"]):
-                users[context].add(test)
-        for fixture, found in line.get("fixtures", {}).items():
-            self.fixture_seconds[file, fixture] = found["seconds"]
-        for source, lines in line["lines"].items():
-            for number, contexts in lines.items():
+            if found["outcome"] == "passed":
+                self.seconds[test] = found["seconds"]
+                self.needs[test] = [(file, fixture) for fixture in found["fixtures"]]
+                for context in (found["context"], *found["fixtures"]):
+                    users[context].add(test)
+            elif found["outcome"] != "skipped":
+                self.left_out[test] = found["outcome"]
+        self.fixture_seconds |= {(file, name): fixture["seconds"] for name, fixture in fixtures.items()}
+        for source, numbers in line["lines"].items():
+            for number, contexts in numbers.items():
                 for context in contexts:
-                    self.covering[source, int(number)] |= users[context]
+                    found = self.sharing if fixtures.get(context, {}).get("shared") else self.covering
+                    found[source, int(number)] |= users[context]
 
-    def expected(self, tests: Sequence[str]) -> float:
+    def expected(self, tests: Iterable[str]) -> float:
         """Return how many seconds these tests should take together."""
-        fixtures = {fixture for test in tests for fixture in self.needs[test]}
-        files = {test.partition("::")[0] for test in tests}
-        own = sum(self.seconds[test] for test in tests)
-        return own + sum(self.fixture_seconds.get(f, 0.0) for f in fixtures) + IMPORT_S * len(files)
+        cost, paid = 0.0, set[object]()
+        for test in tests:
+            cost += self._price(test, paid)
+        return cost
 
-    def tests(self, mutant: Mutant) -> set[str]:
-        """Return the tests that run a mutant's line; for a line that is run on import, those of its whole file."""
-        found = set() if mutant.fixed else self.covering.get((mutant.file, mutant.line), set())
-        found = found or (set() if mutant.fixed else self.covering.get((mutant.file, mutant.statement), set()))
-        if mutant.fixed:
-            found = set().union(*(tests for (file, _), tests in self.covering.items() if file == mutant.file))
-        return found - self.left_out.keys()
+    def _price(self, test: str, paid: set[object]) -> float:
+        """Return what a test adds: its own time, and that of its file and fixtures which nobody has paid yet."""
+        new = {test.partition("::")[0], *self.needs[test]} - paid
+        paid |= new
+        return self.seconds[test] + sum(
+            IMPORT_S if isinstance(n, str) else self.fixture_seconds.get(n, 0.0) for n in new
+        )
+
+    def tests(self, mutant: Mutant) -> tuple[set[str], set[str]]:
+        """Return the tests that run a mutant's line, and those that only share a fixture which does.
+
+        For a line that runs on import these are the tests of its whole file.
+        """
+        places = [(mutant.file, mutant.line), (mutant.file, mutant.statement)]
+        run = [p for p in places if p in self.covering or p in self.sharing]
+        own, shared = self._of(run[:1])
+        if mutant.fixed or (run and not own and not shared):
+            own, shared = self._of([p for p in {*self.covering, *self.sharing} if p[0] == mutant.file])
+        return own, shared
+
+    def _of(self, places: Sequence[tuple[str, int]]) -> tuple[set[str], set[str]]:
+        own = {test for place in places for test in self.covering.get(place, ())} - self.left_out.keys()
+        shared = {test for place in places for test in self.sharing.get(place, ())} - self.left_out.keys()
+        return own, shared - own
 
     def choose(self, mutant: Mutant, limit: float) -> list[str]:
-        """Return its tests in the order to run them: at least one of every file, then the cheapest within `limit` s."""
-        cheapest = sorted(self.tests(mutant), key=lambda test: (self.seconds[test], test))
-        firsts = list({test.partition("::")[0]: test for test in reversed(cheapest)}.values())
-        chosen, spent = set(firsts), sum(self.seconds[test] for test in firsts)
-        for test in cheapest:
-            if test not in chosen and spent + self.seconds[test] <= limit:
-                chosen.add(test)
-                spent += self.seconds[test]
+        """Return its tests in the order to run them, quick files first, of about `limit` s in all.
+
+        The cheapest of every test file comes first, for which twice the limit may be spent; then the cheapest of the
+        rest; and of those that only share a fixture, two per file.
+        """
+        own, shared = (sorted(tests, key=lambda t: (self.seconds[t], t)) for tests in self.tests(mutant))
         by_file: dict[str, list[str]] = defaultdict(list)
-        for test in cheapest:
-            if test in chosen:
-                by_file[test.partition("::")[0]].append(test)
-        return [test for tests in sorted(by_file.values(), key=self.expected) for test in tests]
+        for test in shared:
+            by_file[test.partition("::")[0]].append(test)
+        firsts = list({test.partition("::")[0]: test for test in reversed(own)}.values())
+        firsts.sort(key=lambda t: self.expected([t]))
+        few = [test for tests in by_file.values() for test in tests[:2]]
+        chosen, paid, spent = set[str](), set[object](), 0.0
+        for tests, most in ((firsts, 2 * limit), (own, limit), (few, limit)):
+            for test in tests:
+                price = self._price(test, set(paid))
+                if test not in chosen and (spent + price <= most or not chosen):
+                    chosen.add(test)
+                    spent += self._price(test, paid)
+        groups: dict[str, list[str]] = defaultdict(list)
+        for test in sorted(chosen, key=lambda t: (self.seconds[t], t)):
+            groups[test.partition("::")[0]].append(test)
+        return [test for tests in sorted(groups.values(), key=self.expected) for test in tests]

@@ -91,7 +91,8 @@ class Mapper:
             took = time.monotonic() - begun
             own = took - self.nested_s.pop()
             self.nested_s[-1] += took
-            self.fixtures[context] = {"name": fixturedef.argname, "seconds": own}
+            shared = not fixturedef.baseid.endswith(".py")  # of a conftest.py
+            self.fixtures[context] = {"name": fixturedef.argname, "seconds": own, "shared": shared}
             self.tests[self.running]["seconds"] -= own  # pytest counts it as the test's that came first
             self.switch(around)
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import queue
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -228,6 +229,7 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
     given = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are ended, too
     results = read_results(given.out)
     if not given.table:
         found = find(REPO, given.rooms.split(",") if given.rooms else CORE_ROOMS)

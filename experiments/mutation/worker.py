@@ -116,7 +116,10 @@ class Worker:
         """End the worker and what it runs, and remove its tree."""
         self.process.terminate()
         self.process.wait()
-        self.log.close()
+        for pipe in (self.process.stdin, self.process.stdout, self.log):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
         end_marked(str(self.folder))
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.mutation import run
-from experiments.mutation.coverage_map import Map, measure
+from experiments.mutation.coverage_map import IMPORT_S, Map, measure
 from experiments.mutation.operators import Mutant, mutants
 from experiments.mutation.worker import Worker
 
@@ -139,7 +139,7 @@ def test_a_bug_that_a_test_notices_is_killed_and_one_that_none_does_is_named(tmp
     worker = Worker(tmp_path, preload=())
     try:
         covering = Map([json.loads(json.dumps(measure(worker, "test_toy.py", ["toy"])))])
-        names = {test.partition("::")[2] for test in covering.tests(found["if num >= LIMIT:"])}
+        names = {test.partition("::")[2] for test in covering.tests(found["if num >= LIMIT:"])[0]}
         assert names == {"test_near", "test_near_again", "test_far_in_a_process"}  # of a fixture, of a child
         assert list(covering.left_out) == ["test_toy.py::test_broken"]
         trial = run.Trial(tmp_path, covering)
@@ -153,7 +153,7 @@ def test_a_bug_that_a_test_notices_is_killed_and_one_that_none_does_is_named(tmp
         assert killed["outcome"] == "killed" and str(killed["killer"]).endswith("test_far_in_a_process")
         survived = outcome("if num >= LIMIT:")  # no test has a number at the limit
         assert survived["outcome"] == "survived" and survived["tests"] == 3
-        assert outcome("LIMIT = 3")["outcome"] == "survived"  # run on import: every test of the file is tried
+        assert covering.tests(found["LIMIT = 3"]) == covering.tests(found["if num >= LIMIT:"])  # it runs on import
         alone = outcome("return num <= 0")
         assert alone["outcome"] == "survived" and alone["not covered"]
     finally:
@@ -164,6 +164,32 @@ def test_a_bug_that_a_test_notices_is_killed_and_one_that_none_does_is_named(tmp
     assert "| all | 3 | 1 | 0 | 2 | 33 |" in table
     assert "| toy/numbers.py:7 comparison | `if num > LIMIT:` | `if num >= LIMIT:` | A toy. |" in table
     assert "| toy/numbers.py:17 comparison | `return num < 0` | `return num <= 0` | no test runs it |" in table
+
+
+def test_every_test_file_has_its_cheapest_test_tried_and_the_limit_counts_fixtures() -> None:
+    def line(file: str, seconds: dict[str, float], context: str, shared: bool) -> dict[str, object]:
+        tests = {
+            f"{file}::{name}": {"context": name, "seconds": s, "outcome": "passed", "fixtures": ["f0"]}
+            for name, s in seconds.items()
+        }
+        fixtures = {"f0": {"name": "made", "seconds": 10.0, "shared": shared}}
+        return {"file": file, "tests": tests, "fixtures": fixtures, "lines": {"m.py": {"1": [context]}}}
+
+    covering = Map(
+        [
+            line("own.py", {"a": 9.0, "b": 2.0, "c": 60.0}, "f0", shared=False),
+            line("conf.py", {"a": 3.0, "b": 1.0, "c": 2.0}, "f0", shared=True),
+            line("alone.py", {"a": 30.0, "b": 1.0}, "a", shared=False),
+        ]
+    )
+    mutant = mutants("m.py", "def f(): return a < b")[0]
+    assert covering.expected(["own.py::b", "own.py::a"]) == 2 + 9 + 10 + IMPORT_S
+    assert covering.choose(mutant, 200.0) == [
+        *("conf.py::b", "conf.py::c", "alone.py::a"),
+        *("own.py::b", "own.py::a", "own.py::c"),
+    ]
+    assert covering.choose(mutant, 30.0) == ["own.py::b", "alone.py::a"]  # of each file that runs it itself
+    assert covering.choose(mutants("m.py", "\ndef f(): return a < b")[0], 30.0) == []
 
 
 def test_a_test_that_fails_without_the_bug_kills_nothing(tmp_path: Path) -> None:
@@ -178,13 +204,14 @@ def test_a_test_that_fails_without_the_bug_kills_nothing(tmp_path: Path) -> None
         def run_with(self, file: str, text: str, tests: list[str], limit: float) -> dict[str, object]:
             return self.run(tests, limit)
 
-    (tmp_path / "m.py").write_text("x = a < b\n")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/m.py").write_text("x = a < b\n")
     contexts = {
         name: {"context": name, "seconds": 1.0, "outcome": "passed", "fixtures": []}
         for name in ("t.py::bad", "t.py::good")
     }
-    covering = Map([{"file": "t.py", "tests": contexts, "lines": {"m.py": {"1": ["t.py::bad", "t.py::good"]}}}])
-    mutant: Mutant = mutants("m.py", "x = a < b\n")[0]
+    covering = Map([{"file": "t.py", "tests": contexts, "lines": {"p/m.py": {"1": ["t.py::bad", "t.py::good"]}}}])
+    mutant: Mutant = mutants("p/m.py", "x = a < b\n")[0]
     result = run.Trial(tmp_path, covering).test(Scripted(), mutant)  # type: ignore[arg-type]
     assert (result["outcome"], result["tests"]) == ("survived", 1)
     assert covering.left_out == {"t.py::bad": "fails without a bug"}
