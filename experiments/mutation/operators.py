@@ -37,17 +37,7 @@ WRAPPERS = {"sorted", "abs", "reversed", "deepcopy", "round"}  # f(x) becomes x
 METHODS = {"clone", "copy", "strip", "lower"}  # x.f() becomes x
 QUIET_CALLS = {"warn", "debug", "info", "warning", "cast", "TypeVar", "sleep", "getLogger"}
 UNSWAPPABLE = {
-    "isinstance",
-    "issubclass",
-    "getattr",
-    "setattr",
-    "hasattr",
-    "min",
-    "max",
-    "print",
-    "Path",
-    "empty",
-    "full",
+    *("isinstance", "issubclass", "getattr", "setattr", "hasattr", "min", "max", "print", "Path", "empty", "full"),
 }
 # Keywords of the standard library and of torch whose loss no test should have to notice.
 IDLE_KEYWORDS = {
@@ -56,7 +46,10 @@ IDLE_KEYWORDS = {
     "justify", "help", "description", "name",
 }  # fmt: skip
 FINE_NUMBERS = IDLE_KEYWORDS | {"dim", "axis", "width", "digits", "maxsplit", "level", "padding", "precision", "eps"}
-PATHS = ("path", "folder", "dir", "root", "file", "home", "here", "conf", "repo", "cache", "target", "name")
+PATHS = (
+    *("path", "folder", "dir", "root", "file", "home", "here", "conf", "repo", "cache", "target", "name"),
+    *("partial", "output"),
+)
 LARGEST = 256  # a larger constant is a size, a port or a mask: one more is no bug
 
 
@@ -268,8 +261,8 @@ class _Finder(ast.NodeVisitor):
             return True
         if isinstance(operand, ast.BinOp):
             return self.joins(operand.left, op) or self.joins(operand.right, op)
-        last = _last_name(operand).lower()
-        return isinstance(op, ast.Div) and last.endswith(PATHS)
+        last = _last_name(operand)
+        return isinstance(op, ast.Div) and (last.isupper() or last.lower().endswith(PATHS))
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         if isinstance(node.op, ast.Add | ast.Sub) and not self.joins(node.value, node.op):

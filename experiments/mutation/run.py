@@ -218,6 +218,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60, help="begin no mutant after that many; the map is extra")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=TESTS_LIMIT_S, help="seconds of tests per mutant, about")
     parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--only", help="FILE:LINE, every mutant of one line")
     parser.add_argument("--list", action="store_true", help="print the sample and stop")
@@ -268,7 +269,7 @@ def _run(given: argparse.Namespace, sample: Sequence[Mutant]) -> None:
             print(f"left out: {test}: {why}")
         if given.map:
             return
-        trial, lock, begun = Trial(REPO, covering), threading.Lock(), time.monotonic()
+        trial, lock, begun = Trial(REPO, covering, given.limit), threading.Lock(), time.monotonic()
         tree, outcomes = tree_hash(REPO), Counter[str]()
 
         def work(worker: Worker, mutant: Mutant) -> None:
