@@ -368,7 +368,9 @@ class _Finder(ast.NodeVisitor):
         if name in self.defaults.twice:
             return
         for keyword in node.keywords:
-            if keyword.arg is None or keyword.arg in IDLE_KEYWORDS or name in ("dict", "field", "replace", "dataclass"):
+            if keyword.arg is None or name in ("dict", "field", "replace", "dataclass"):
+                continue
+            if own is None and keyword.arg in IDLE_KEYWORDS:
                 continue
             if own is not None and own.get(keyword.arg) in (None, ast.unparse(keyword.value)):
                 continue  # has to be given, or is the default
