@@ -246,6 +246,8 @@ def main() -> int:
                 print(f"{m.file}:{m.line} {m.operator}\n    {m.before}\n    {m.after or '(dropped)'}")
             return 0
         _run(given, [m for m in sample if given.only or given.survivors or m.key not in results])
+        if given.map:
+            return 0
         results = read_results(given.out)
     print()
     table = tables(list(results.values()), read_reasons(HERE / "survivors.toml"))
