@@ -34,7 +34,7 @@ FREE_TEXT = re.compile(
 LITERAL = re.compile(r"^(prompt|system|fields\.\w+)=(.*)$", re.DOTALL)
 GIVEN: dict[str, str] = {}  # texts of the command line that no parser may touch, by key
 START_TIME = "SFTLAB_START_TIME"
-SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=.*)"  # options that make a command a sweep without -m
+SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=(?!grid$).*)"  # options that make a command a sweep without -m
 
 
 def main(task: Callable[[Any], float | None], config_name: str) -> None:
@@ -198,7 +198,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = list(known)
     group, _, leaf = key.partition(".")
     keys_of = {o: keys_of_option(group, o) for o in options(group)} if leaf else {}
-    takers = [o for o, theirs in keys_of.items() if leaf.split(".")[0] in theirs]
+    takers = [o for o, theirs in keys_of.items() if leaf in theirs]
     if takers:
         names = " and ".join(f"{group}={t}" for t in takers)
         return f"{key}: the chosen {group} option has no such key; it belongs to {names}"
@@ -240,10 +240,10 @@ def options(group: str) -> list[str]:
 
 
 def keys_of_option(group: str, option: str) -> set[str]:
-    """Return the keys that one option's YAML sets for its group, those of the options it builds on included."""
+    """Return the dotted keys that one option's YAML sets for its group, with those of the options it builds on."""
     file = CONF / group / f"{option}.yaml"
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(body, dict)
     bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
     own = body.get(group, {}) if "@package _global_" in file.read_text() else body
-    return set(own).union(*(keys_of_option(group, base) for base in bases))
+    return set(flat(own)).union(*(keys_of_option(group, base) for base in bases))

@@ -92,10 +92,13 @@ def test_completion_in_a_shell(tmp_path: Path) -> None:
         COMP_LINE='python other.py a' COMP_WORDS=(python other.py a) COMP_CWORD=2 COMPREPLY=()
         $(complete -p python | sed 's/.*-F \\([^ ]*\\).*/\\1/')
         echo "other: ${{COMPREPLY[@]}}"
+        COMP_LINE='python -m other a' COMP_WORDS=(python -m other a) COMP_CWORD=3 COMPREPLY=()
+        $(complete -p python | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        echo "other module: ${{COMPREPLY[@]}}"
     """
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["trainer.keep_checkpoints=", "other: "], done.stderr
+    assert done.stdout.splitlines() == ["trainer.keep_checkpoints=", "other: ", "other module: "], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_so_is_a_sweeps(name: str, refused: Refused) -> None:
         ("data.limit=0", "data.limit=0 counts rows: expected at least 1"),
         ("model.init=rand", "model.init=rand: expected pretrained or random"),
         ("model.attention=eager", "model.attention=eager: expected auto, flex, blocks or sdpa"),
-        ("model=hf", "model.name_or_path"),
+        ("model=hf", "model.name_or_path has no default: give one, model.name_or_path=..."),
     ],
 )
 def test_values_that_cannot_be_are_refused_before_anything_is_made(argument: str, said: str, refused: Refused) -> None:
