@@ -141,7 +141,7 @@ def run(arguments: list[str], cwd: str, env: dict[str, str], streams: list[int])
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    kind, what, *rest = arguments
+    kind, what, *rest = [a for a in arguments if a != "-u"]  # torchrun's, for output without a buffer
     sys.path[0] = cwd
     code: Any = 0
     try:
