@@ -245,6 +245,7 @@ def test_nodes_without_a_launcher_say_which_launchers_take_them(
     [
         ("data.path=a,b[1]=c.jsonl", "data.path='a,b[1]=c.jsonl'"),
         ("run_dir=it's here", r"run_dir='it\'s here'"),
+        ("vllm_python=~/vllm/bin/python", "vllm_python='~/vllm/bin/python'"),  # zsh leaves the ~ to us
         ("prompt=Who? {a: b}", "prompt='${given:prompt}'"),
         (r"data.path=back\slash\ ".rstrip(), r"data.path='back\slash\\'"),
         ("data.val_path=null", "data.val_path=null"),
