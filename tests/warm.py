@@ -8,6 +8,7 @@ any other: it has its own arguments, folder, environment and streams, and can be
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -83,21 +84,20 @@ def warm(folder: Path, env: Mapping[str, str], *modules: str) -> Iterator[Warm]:
         cwd=Path(__file__).parent.parent,
         env=dict(env),
         stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     assert started.stdout is not None
     try:
         assert started.stdout.readline() == b"ready\n"
         yield made
     finally:
-        started.kill()
+        os.killpg(started.pid, signal.SIGKILL)  # a command that is still at work too
         started.wait()
         started.stdout.close()
 
 
 def main(address: str, *modules: str) -> None:
     """Import, then fork for every request."""
-    import signal
-
     for module in modules:
         import_module(module)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
