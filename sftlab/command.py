@@ -29,7 +29,7 @@ CONF = next(
 # Errors whose message says what to do; a traceback would only hide it. SFTLAB_TRACEBACK=1 shows it all the same.
 TAUGHT = (ValueError, OSError, ArithmeticError, MemoryError)
 FREE_TEXT = re.compile(
-    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
+    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|vllm_python|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
 )
 LITERAL = re.compile(r"^(prompt|system|fields\.\w+)=(.*)$", re.DOTALL)
 GIVEN: dict[str, str] = {}  # texts of the command line that no parser may touch, by key

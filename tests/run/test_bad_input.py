@@ -6,14 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.runs import compose, run_all
+from sftlab.run import run
+from tests.runs import compose
 from tests.support import REPO, byte_tokenizer, make_model_folder, read_jsonl
 
 Files = tuple[Path, Path]
@@ -77,8 +77,17 @@ def attempts(
             folder / "truncate", model_folder, squad_files, *FEW, "data.max_length=86", "data.overlong=truncate"
         ),
     }
-    ends = run_all(list(configs.values()))
-    return folder, {name: end for name, (end,) in zip(configs, ends, strict=True)}
+    return folder, {name: end_of(config) for name, config in configs.items()}
+
+
+def end_of(config: dict[str, Any]) -> str:
+    """Run a config in this process; return how it ended."""
+    try:
+        return f"score {run(config, [])!r}"
+    except SystemExit as left:
+        return f"exit {left.code}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize(
@@ -147,17 +156,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 # Several commands in one process: importing torch for each would take most of the time.
 # The hub's client tries six times and waits 23 s for it: here it does not wait.
 DRIVER = """
@@ -166,6 +164,10 @@ from sftlab import train
 time.sleep = lambda seconds: None
 found = []
 for argv in json.loads(sys.argv.pop()):
+    if argv is None:  # the hub goes away
+        print("pause", flush=True)
+        sys.stdin.readline()
+        continue
     sys.argv[1:] = argv
     errors, code = io.StringIO(), 0
     with contextlib.redirect_stderr(errors):
@@ -176,23 +178,6 @@ for argv in json.loads(sys.argv.pop()):
     found.append([code, errors.getvalue()])
 print(json.dumps(found))
 """
-
-
-def commands(cwd: Path, endpoint: str, *typed: list[str]) -> list[tuple[int, str]]:
-    """Run `train` with each of these arguments against a hub; return exit codes and standard errors."""
-    env = os.environ | {
-        "PYTHONPATH": str(REPO),
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(cwd / "home"),
-        "HF_HUB_CACHE": str(cwd / "home/hub"),
-    }
-    env.pop("HF_TOKEN", None)
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(typed)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return [(code, text) for code, text in json.loads(done.stdout.splitlines()[-1])]
 
 
 def typed(kind: str, repo: str, model: Path) -> list[str]:
@@ -209,22 +194,61 @@ def says_what_to_do(error: str, kind: str, repo: str) -> None:
     assert "Traceback" not in error
 
 
-def test_a_hub_that_answers_401_403_or_404(tmp_path: Path, hub: str, model_folder: Path) -> None:
-    cases = [(kind, f"someone/thing{status}", status) for kind in ("model", "dataset") for status in (401, 403, 404)]
-    found = commands(tmp_path, hub, *(typed(kind, repo, model_folder) for kind, repo, _ in cases))
-    for (kind, repo, status), (code, error) in zip(cases, found, strict=True):
+CASES = [(kind, f"someone/thing{status}", status) for kind in ("model", "dataset") for status in (401, 403, 404)]
+OFFLINE = [(kind, "someone/thing") for kind in ("model", "dataset")]
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> list[tuple[int, str]]:
+    """Run `train` with each of CASES against a hub that is there, and with each of OFFLINE against one that is gone;
+    return exit codes and standard errors."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    folder = tmp_path_factory.mktemp("hub")
+    env = os.environ | {
+        "PYTHONPATH": str(REPO),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_CACHE": str(folder / "home/hub"),
+    }
+    env.pop("HF_TOKEN", None)
+    online = [typed(kind, repo, model_folder) for kind, repo, _ in CASES]
+    offline = [typed(kind, repo, model_folder) for kind, repo in OFFLINE]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps([*online, None, *offline])],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    while (line := driver.stdout.readline()) not in ("pause\n", ""):
+        pass
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    with socket.socket() as closed:
+        closed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        closed.bind(("127.0.0.1", server.server_port))  # bound and not listening: a connection is refused
+        out, errors = driver.communicate("\n", timeout=300)
+    assert driver.returncode == 0 and line, errors
+    return [(code, text) for code, text in json.loads(out.splitlines()[-1])]
+
+
+def test_a_hub_that_answers_401_403_or_404(loads: list[tuple[int, str]]) -> None:
+    for (kind, repo, status), (code, error) in zip(CASES, loads[: len(CASES)], strict=True):
         assert code == 1, error
         says_what_to_do(error, kind, repo)
-        assert f"HTTP {status}" in error or kind == "dataset", error  # datasets swallows the status
+        if kind == "model":  # datasets swallows the status
+            assert f"HTTP {status}" in error
 
 
-def test_no_network(tmp_path: Path, model_folder: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
-        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        cases = [(kind, "someone/thing") for kind in ("model", "dataset")]
-        found = commands(tmp_path, endpoint, *(typed(kind, repo, model_folder) for kind, repo in cases))
-    for (kind, repo), (code, error) in zip(cases, found, strict=True):
+def test_no_network(loads: list[tuple[int, str]]) -> None:
+    for (kind, repo), (code, error) in zip(OFFLINE, loads[len(CASES) :], strict=True):
         assert code == 1, error
         says_what_to_do(error, kind, repo)
         assert "no network" in error
