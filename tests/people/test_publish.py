@@ -5,11 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
@@ -43,25 +41,6 @@ def run(demo_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run, 1"
     shutil.copytree(demo_run, folder, symlinks=True, ignore=shutil.ignore_patterns("evaluate"))
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A hub on loopback that this process takes for the only one."""
-    with LocalHub().running() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        huggingface_hub.utils.disable_progress_bars()
-        huggingface_hub.utils.close_session()
-        yield hub
-        huggingface_hub.utils.close_session()
-        huggingface_hub.utils.enable_progress_bars()
 
 
 def python(code: str, hub: LocalHub, cache: Path) -> str:
