@@ -1,8 +1,10 @@
 """Runs for everything that comes after training, made once, commands run in this process, and a hub on loopback."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import pytest
 
 from tests.asymmetric import model_that_listens, reciter, two_passages
 from tests.local_hub import TOKEN, LocalHub
-from tests.support import command
 
 Typed = Callable[..., str]
 TEMPLATE = (
@@ -20,12 +21,19 @@ TEMPLATE = (
 )
 
 
+def run_here(module: str, *arguments: str) -> str:
+    """Run a command in this process and return what it printed; for fixtures that outlive one test."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
+        patch.setattr(sys, "argv", [f"sftlab-{module}", *arguments])
+        import_module(f"sftlab.{module}").main()
+    return shown.getvalue()
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the demo: 100 steps, enough to answer in the right form."""
+    """A finished run of the demo: 40 steps, enough to answer in the right form."""
     folder = tmp_path_factory.mktemp("demo") / "run, [of] 'today'=1"
-    done = command("train", f"run_dir={folder}", "trainer.max_steps=100", "evaluation.answers=8", "tracker=none")
-    assert done.returncode == 0, done.stderr
+    run_here("train", f"run_dir={folder}", "trainer.max_steps=40", "evaluation.answers=8", "tracker=none")
     return folder
 
 

@@ -35,13 +35,13 @@ def test_an_unfinished_run_offers_its_newest_checkpoint(demo_run: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(demo_run, run, symlinks=True)
     shutil.rmtree(run / "model")
-    with pytest.raises(ValueError, match=r"not finished.*Its newest checkpoint can be used: run=.*/step_00000100$"):
+    with pytest.raises(ValueError, match=r"not finished.*Its newest checkpoint can be used: run=.*/step_00000040$"):
         resolve(str(run))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"sftlab.export run=.*/run step=100$"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"sftlab.export run=.*/run step=40$"):
         patch.setenv("WORLD_SIZE", "2")  # each rank would write the folder of the other
-        resolve(str(run / "checkpoints" / "step_00000100"))
-    checkpoint = resolve(str(run / "checkpoints" / "step_00000100"))
-    assert checkpoint.model == str(run.resolve() / "export" / "step_00000100")
+        resolve(str(run / "checkpoints" / "step_00000040"))
+    checkpoint = resolve(str(run / "checkpoints" / "step_00000040"))
+    assert checkpoint.model == str(run.resolve() / "export" / "step_00000040")
     before, after = demo_run / "model", Path(checkpoint.model)
     assert (after / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
     written = (after / "model.safetensors").stat().st_mtime_ns
