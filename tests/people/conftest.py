@@ -59,7 +59,13 @@ def rye_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = {"status": "finished", "score": 3.5, "steps": 1008, "wall_s": 5400.0}
     (folder / "run" / "summary.json").write_text(json.dumps(summary))
     environment = {
-        "command": ["/opt/python", "/opt/lab/sftlab/train.py", f"run_dir='{folder}/run'", "data=squad", "name=rye bread"],
+        "command": [
+            "/opt/python",
+            "/opt/lab/sftlab/train.py",
+            f"run_dir='{folder}/run'",
+            "data=squad",
+            "name=rye bread",
+        ],
         "git_commit": "c0ffee",
         "git_diff": "",
         "packages": {"sftlab": "1.2.3", "torch": "2.11.0", "transformers": "not installed", "numpy": "2.0.0"},

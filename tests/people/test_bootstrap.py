@@ -45,8 +45,6 @@ def test_scores_of_nothing_supervised_are_nan_not_zero() -> None:
     assert math.isnan(found["loss"]) and math.isnan(found["token_accuracy"])
 
 
-
-
 def test_scores_are_sums_over_targets_and_means_over_answers() -> None:
     """One line of 2 targets and one of 8: a mean of the lines' own means would be 1.75 nats and 0.625."""
     lines = [

@@ -123,11 +123,24 @@ def test_every_setting_of_the_training_is_told() -> None:
     run: dict[str, Any] = {
         "seed": 7,
         "trainer": {"batch_size": 12, "clip_grad_norm": None},
-        "optim": {"_target_": "lab.adamw", "_partial_": True, "lr": 0.5, "foreach": False, "eps": None, "betas": [0.9, 0]},
+        "optim": {
+            "_target_": "lab.adamw",
+            "_partial_": True,
+            "lr": 0.5,
+            "foreach": False,
+            "eps": None,
+            "betas": [0.9, 0],
+        },
         "schedule": {"_target_": "lab.cosine", "warmup_steps": 0},
         "parallel": {"_target_": "lab.fsdp2", "replicate": 2, "cpu_offload": True, "param_dtype": "auto"},
         "peft": {},
-        "data": {"path": "a/b", "layout": "packed", "overlong": "drop", "max_length": 90, "format": {"_target_": "x.Squad"}},
+        "data": {
+            "path": "a/b",
+            "layout": "packed",
+            "overlong": "drop",
+            "max_length": 90,
+            "format": {"_target_": "x.Squad"},
+        },
     }
     environment = {"packages": {"torch": "2.11.0", "sftlab": "1.2", "transformers": "not installed", "numpy": "2"}}
     assert dict(training(run, {"steps": 1008, "wall_s": 5400.0}, environment)) == {

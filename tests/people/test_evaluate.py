@@ -174,9 +174,7 @@ def test_a_task_scores_as_on_the_harness_s_own_command_line(
 ) -> None:
     from lm_eval.__main__ import cli_evaluate
 
-    shown = run_here(
-        "evaluate", f"run={demo_run}", "tasks=[keepers]", f"tasks_path={task_folder}", "baseline=true"
-    )
+    shown = run_here("evaluate", f"run={demo_run}", "tasks=[keepers]", f"tasks_path={task_folder}", "baseline=true")
     assert f"keepers: {DOCUMENTS} documents" in shown
     report = scores(demo_run / "evaluate" / "keepers")
     lines = read_jsonl(demo_run / "evaluate" / "keepers" / "predictions.jsonl")
@@ -223,7 +221,8 @@ def test_every_number_of_an_evaluation_is_the_one_worked_out_by_hand(
     report = scores(tmp_path)
     loss = (OVEN[0] + SHOP[0]) / 27
     assert report["scores"] == pytest.approx(
-        {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 17 / 27, "exact_match": 0.5, "f1": 2 / 3}, rel=1e-5
+        {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 17 / 27, "exact_match": 0.5, "f1": 2 / 3},
+        rel=1e-5,
     )
     assert report["baseline"] == pytest.approx(
         {"loss": LN320, "perplexity": 320, "token_accuracy": 0, "exact_match": 0, "f1": 0}, rel=1e-5
@@ -242,7 +241,7 @@ def test_every_number_of_an_evaluation_is_the_one_worked_out_by_hand(
     assert (report["run"], report["model"]) == (str(rye_run), str(rye_run / "model"))
     assert (report["base_model"], report["data"], report["examples"]) == (base, "validation", 4)
     words = [line.split() for line in shown.splitlines()]
-    assert "exact_match 0.0000 0.5000 +0.5000 +0.3333 to +1.0000".split() in words
+    assert ["exact_match", "0.0000", "0.5000", "+0.5000", "+0.3333", "to", "+1.0000"] in words
     assert ["perplexity", "320.0000", f"{math.exp(loss):.4f}"] in words
     assert f"{rye_run} on validation: 4 examples" in shown and str(tmp_path) in shown
     ours, theirs = read_jsonl(tmp_path / "predictions.jsonl"), read_jsonl(tmp_path / "baseline.jsonl")
@@ -287,14 +286,17 @@ def test_as_many_examples_are_computed_together_as_asked(
     assert scores(tmp_path / "one")["scores"] == pytest.approx(scores(tmp_path / "all")["scores"], rel=1e-5)
 
 
-def test_a_limit_takes_the_same_sample_every_time_and_leaves_the_whole_alone(rye_run: Path, typed: Typed) -> None:
-    typed("evaluate", f"run={rye_run}")
-    sample = sorted(shuffled(4, 0, 0)[:2].tolist())
-    assert sample != [0, 1]  # a sample, not the first two
-    assert "2 examples" in typed("evaluate", f"run={rye_run}", "limit=2")
-    lines = read_jsonl(rye_run / "evaluate" / "validation-2" / "predictions.jsonl")
-    assert [line["id"] for line in lines] == ["abcd"[i] for i in sample]
-    assert scores(rye_run / "evaluate" / "validation")["examples"] == 4
+def test_a_limit_takes_the_same_sample_every_time_and_leaves_the_whole_alone(
+    rye_run: Path, squad_files: tuple[Path, Path], typed: Typed
+) -> None:
+    other = ("evaluate", f"run={rye_run}", "data=squad", f"data.path={squad_files[1]}", "answers=false")
+    typed(*other)
+    sample = sorted(shuffled(12, 0, 0)[:5].tolist())
+    assert sample != [0, 1, 2, 3, 4]
+    assert "squad: 5 examples" in typed(*other, "limit=5")
+    lines = read_jsonl(rye_run / "evaluate" / "squad-5" / "predictions.jsonl")
+    assert [line["id"] for line in lines] == [f"p{i // 3}q{i % 3}" for i in sample]
+    assert scores(rye_run / "evaluate" / "squad")["examples"] == 12
 
 
 def test_no_line_of_other_settings_is_taken_for_one_of_these(
@@ -328,7 +330,12 @@ def test_no_line_of_other_settings_is_taken_for_one_of_these(
 def test_an_example_longer_than_the_model_s_context_is_refused_whatever_the_data_allow(
     rye_run: Path, refused: Typed, tmp_path: Path
 ) -> None:
-    row = {"id": "long", "context": "word " * 1500, "question": "Who?", "answers": {"text": ["word"], "answer_start": [0]}}
+    row = {
+        "id": "long",
+        "context": "word " * 1500,
+        "question": "Who?",
+        "answers": {"text": ["word"], "answer_start": [0]},
+    }
     (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
     arguments = (f"data.val_path={tmp_path}/long.jsonl", "data.max_length=5000", f"output_dir={tmp_path}/out")
     assert "2048" in refused("evaluate", f"run={rye_run}", *arguments)

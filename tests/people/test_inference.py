@@ -86,7 +86,9 @@ def test_a_chat_s_tokens_are_the_template_s_up_to_the_assistant_s_words(model_fo
 
 
 @pytest.mark.parametrize(
-    ("template", "more"), [(MARKED + ASKING, {2}), (UNMARKED, set()), (MARKED_LATE, set())], ids=["mark", "none", "late"]
+    ("template", "more"),
+    [(MARKED + ASKING, {2}), (UNMARKED, set()), (MARKED_LATE, set())],
+    ids=["mark", "none", "late"],
 )
 def test_what_ends_a_turn_is_the_special_token_right_behind_it(
     template: str, more: set[int], model_folder: Path

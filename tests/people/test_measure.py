@@ -100,8 +100,6 @@ def test_losses_are_those_of_separate_rows(model_folder: Path) -> None:
         assert correct == int((logits[at - 1].argmax(-1) == wanted).sum()) and targets == len(at)
 
 
-
-
 def shared_unevenly(rank: Any, folder: str, model: str) -> dict[str, Any]:
     """Measure examples of unequal groups on this rank; return what it scored itself and what all got."""
     examples = [

@@ -303,7 +303,9 @@ def test_a_card_written_by_hand_from_a_run_written_by_hand(rye: Path, typed: Typ
     typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
     card = ModelCard.load(rye / "publish" / "README.md")
     text = card.content
-    assert "# rye\n\n`../base`, fine-tuned on `../questions.jsonl` for 1,008 steps of 12 examples with supervised" in text
+    assert (
+        "# rye\n\n`../base`, fine-tuned on `../questions.jsonl` for 1,008 steps of 12 examples with supervised" in text
+    )
     assert "**Validation during training, answers scored on a sample of 2**\n\n| score | before | after |\n" in text
     rows = "| loss | 6.0000 | **3.5000** |\n| perplexity | 403.4 | **33.1200** |\n| f1 | 0.1250 | **0.5000** |\n"
     assert rows in text and "bootstrap" not in text and "Losses are in nats per target" in text

@@ -36,14 +36,17 @@ def test_the_table_shows_each_number_in_its_column(capsys: pytest.CaptureFixture
     show("rye on demo", report)
     title, head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
     assert title == ["rye", "on", "demo"]
-    assert head == "score base this model difference 95 % interval".split()
+    assert head == ["score", "base", "this", "model", "difference", "95", "%", "interval"]
     assert rows == [
-        "loss 2.5000 1.2500 -1.2500 -1.5000 to -1.0000".split(),
-        "f1 0.2500 0.5000".split(),
-        "own 0.7500".split(),
+        ["loss", "2.5000", "1.2500", "-1.2500", "-1.5000", "to", "-1.0000"],
+        ["f1", "0.2500", "0.5000"],
+        ["own", "0.7500"],
     ]
     show("rye", {"scores": {"loss": 1.25}})
-    assert [line.split() for line in capsys.readouterr().out.splitlines()][1:] == [["score", "value"], ["loss", "1.2500"]]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][1:] == [
+        ["score", "value"],
+        ["loss", "1.2500"],
+    ]
 
 
 def test_a_report_is_written_whole_and_may_hold_any_letter(tmp_path: Path) -> None:
