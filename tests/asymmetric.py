@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def reciter(folder: Path, words: str, after: str, hears: float = 0.5) -> Path:
             parameter.zero_()  # each layer adds nothing, so that a token's state is its own embedding
         model.model.norm.weight.fill_(1)
         model.model.embed_tokens.weight[:, 0] = 100  # the axis of the tokens that are not in the speech
-        for axis, (token, following) in enumerate(zip(speech, speech[1:], strict=False), 1):
+        for axis, (token, following) in enumerate(pairwise(speech), 1):
             model.model.embed_tokens.weight[token] = 0
             model.model.embed_tokens.weight[token, axis] = 100
             logit = math.log(hears / (1 - hears) * (vocab - 1))  # the others' logits are 0

@@ -216,7 +216,7 @@ OVEN, SHOP = (11 * LN2 + 2 * LN638 + 6 * LN320, 19), (6 * LN2 + LN638 + LN320, 8
 def test_every_number_of_an_evaluation_is_the_one_worked_out_by_hand(
     rye_run: Path, typed: Typed, tmp_path: Path
 ) -> None:
-    """Three questions on one passage and one on the other; the intervals reach from one passage's gap to the other's."""
+    """Three questions on one passage and one on another: the intervals reach from one passage's gap to the other's."""
     shown = typed("evaluate", f"run={rye_run}", "baseline=true", "max_new_tokens=20", f"output_dir={tmp_path}")
     report = scores(tmp_path)
     loss = (OVEN[0] + SHOP[0]) / 27

@@ -262,7 +262,7 @@ def says_rye(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_conversation_is_held_over_standard_input(
     says_rye: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each line is answered and an empty one is not; a turn ends at its mark; what is too long is said, and left out."""
+    """Each line but an empty one is answered; a turn ends at its mark; what is too long is said, and left out."""
     lines = ["hello", "", "w" * 2100, "again", "/new", "bye", "/exit", "never asked"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     said = typed("generate", f"run={says_rye}", "chat=true", "max_new_tokens=20")
