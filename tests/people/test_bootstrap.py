@@ -80,7 +80,7 @@ def test_an_interval_over_two_passages_worked_out_by_hand() -> None:
 
 
 def test_an_interval_is_two_standard_errors_to_each_side() -> None:
-    """Half of 400 answers are better by 1: the standard error is 0.5 / 20, and 95 % of a normal lie within 1.96 of it."""
+    """Half of 400 answers are better by 1: a standard error of 0.5 / 20, and 95 % of a normal lie within 1.96 of it."""
     ours = [{"scores": {"f1": float(i % 2)}} for i in range(400)]
     gap = differences(ours, [{"scores": {"f1": 0.0}}] * 400, range(400))["f1"]
     assert gap["value"] == 0.5
