@@ -116,20 +116,24 @@ def test_a_text_file_is_a_prompt_a_line(demo_run: Path, typed: Typed, tmp_path: 
     assert [line["prompt"] for line in read_jsonl(output)] == [PROMPT, "another, with [brackets]"]
 
 
-def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_remembers_and_streams(listening_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Inference.load(resolve(str(listening_run)), torch.device("cpu"))
     shown: list[str] = []
     asked: list[Any] = []
     monkeypatch.setattr(chat, "show", shown.append)
     encode = Inference.encode_chat
     monkeypatch.setattr(Inference, "encode_chat", lambda self, m: asked.append([dict(x) for x in m]) or encode(self, m))
-    how = Decoding(max_new_tokens=12, temperature=4.0)  # words at random, whatever the demo has learned
-    chat.converse(loaded, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
+    how = Decoding(max_new_tokens=12, temperature=9.0)
+    chat.converse(model, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
     roles = [[m["role"] for m in messages] for messages in asked]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
     said = "".join(shown)
     assert said.startswith(asked[1][2]["content"].rstrip("\n")) and asked[1][2]["content"].strip()
     assert len(shown) > 6  # in pieces, as they are made
-    assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.turn_ends() - loaded.ends
+
+
+def test_the_demo_s_turns_end_at_their_mark(loaded: Inference) -> None:
+    assert loaded.turn_ends() - loaded.ends == {loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
 
 def test_one_turn_of_a_chat(demo_run: Path, typed: Typed, loaded: Inference) -> None:
