@@ -36,7 +36,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         for name, of in (("groups", groups), ("questions", np.arange(300))):
             gap = differences(ours, theirs, of.tolist())["f1"]
             covered[name] += gap["low"] <= 0 <= gap["high"]
-    assert 0.87 < covered["groups"] / rounds < 1
+    assert 0.91 < covered["groups"] / rounds < 0.99
     assert covered["questions"] / rounds < 0.8
 
 
