@@ -84,6 +84,8 @@ def test_a_long_run_has_a_running_mean_over_its_losses() -> None:
 def test_steps_and_losses_that_cannot_be_drawn_are_left_out() -> None:
     points, _, _ = drawn([{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": float("inf")}])
     assert points[TRAIN] == ["740.0,178.0"]
+    ends_later, _, _ = drawn([{"step": 1, "train/loss": 2.0}, {"step": 2, "val/loss": 2.0}])
+    assert (ends_later[TRAIN], ends_later[VAL]) == (["401.0,178.0"], ["740.0,178.0"])
     only_start, _, _ = drawn([{"step": 0, "val/loss": 2.0}])
     assert only_start[VAL] == ["62.0,178.0"]
     assert loss_plot([]) is None

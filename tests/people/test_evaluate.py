@@ -302,7 +302,7 @@ def test_a_limit_takes_the_same_sample_every_time_and_leaves_the_whole_alone(
 def test_no_line_of_other_settings_is_taken_for_one_of_these(
     rye_run: Path, listening_run: Path, typed: Typed, tmp_path: Path, shapes: list[tuple[int, ...]]
 ) -> None:
-    """Every evaluation here goes to the same folder, and gives what it gives in a folder of its own."""
+    """Each differs in one setting from the one before, and gives in the same folder what it gives in one of its own."""
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join((rye_run.parent / "questions.jsonl").read_text().splitlines(keepends=True)[::-1]))
     before: list[dict[str, Any]] = []
@@ -313,6 +313,7 @@ def test_no_line_of_other_settings_is_taken_for_one_of_these(
             ("max_new_tokens=2", "answers=false"),
             ("max_new_tokens=2", "answers=false", "data.max_length=70", "data.overlong=truncate"),
             ("max_new_tokens=2", "answers=false", "data.max_length=70", "data.overlong=truncate", "limit=2"),
+            ("max_new_tokens=2",),
             ("max_new_tokens=2", f"data.val_path={questions}"),
             ("max_new_tokens=2", f"data.val_path={questions}", f"run={listening_run}"),
         ]
@@ -369,12 +370,12 @@ def test_a_base_that_is_not_known_is_said_before_anything_is_measured(
 
 
 def test_each_setting_of_a_task_reaches_the_harness(
-    listening_run: Path, task_folder: Path, typed: Typed, tmp_path: Path, shapes: list[tuple[int, ...]]
+    rye_run: Path, task_folder: Path, typed: Typed, tmp_path: Path, shapes: list[tuple[int, ...]]
 ) -> None:
     settings = {"tasks_path": str(task_folder), "num_fewshot": 2, "limit": 5, "batch_size": 3}
     given = [f"{key}={value}" for key, value in settings.items()]
     out = tmp_path / "out"
-    shown = typed("evaluate", f"run={listening_run}", "tasks=[keepers]", f"output_dir={out}", *given)
+    shown = typed("evaluate", f"run={rye_run}", "tasks=[keepers]", "baseline=true", f"output_dir={out}", *given)
     assert "keepers: 5 documents" in shown and scores(out / "keepers")["settings"] == settings
     lines = read_jsonl(out / "keepers" / "predictions.jsonl")
     assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
@@ -383,8 +384,17 @@ def test_each_setting_of_a_task_reaches_the_harness(
     found = scores(out / "keepers")["scores"]
     right = sum(line["scores"]["acc"] for line in lines) / 5
     assert found["acc"] == right and found["acc_stderr"] == pytest.approx(math.sqrt(right * (1 - right) / 4))
+    base = read_jsonl(out / "keepers" / "baseline.jsonl")
+    assert [line["prompt"] for line in base] == [line["prompt"] for line in lines]
+    assert all(line["answer"] != other["answer"] for line, other in zip(lines, base, strict=True))  # the likelihoods
+    assert scores(out / "keepers")["base_model"] == str(rye_run.parent / "base")
 
 
 def test_tasks_run_in_one_process(listening_run: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "start it without torchrun" in refused("evaluate", f"run={listening_run}", "tasks=[a]")
+
+
+def test_the_last_run_that_is_typed_counts(rye_run: Path, typed: Typed, tmp_path: Path) -> None:
+    typed("evaluate", "run=nowhere", f"run={rye_run}", "answers=false", f"output_dir={tmp_path}")
+    assert scores(tmp_path)["run"] == str(rye_run) and scores(tmp_path)["examples"] == 4

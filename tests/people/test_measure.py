@@ -13,6 +13,7 @@ from sftlab.decoding import Decoding
 from sftlab.inference import Inference
 from sftlab.measure import Measurement, endings, losses, read_lines
 from sftlab.trained import resolve
+from tests.asymmetric import reciter
 from tests.support import byte_tokenizer, random_examples, read_jsonl, run_distributed
 
 
@@ -195,3 +196,41 @@ def test_a_batch_of_a_measurement_holds_as_many_examples_as_asked(
     one_by_one = replace(counted.measure, examples=apart, how=Decoding(batch_size=3))
     one_by_one(counted.load, tmp_path / "predictions.jsonl", {})
     assert [rows for rows, _ in shapes] == [3, 3, 1]
+
+
+def test_an_answer_ends_at_the_mark_with_which_the_examples_end(tmp_path: Path, one: Any) -> None:
+    """The model goes on behind <pad>, which is no end of its own, but where the examples end."""
+    folder = reciter(tmp_path / "model", " rye<pad> bread", after=":")
+    inference = Inference.load(resolve(str(folder)), torch.device("cpu"))
+
+    def answer(*closing: int) -> str:
+        prompt = inference.encode("Answer:")
+        tokens = np.array([*prompt, 50, *closing], np.int32)
+        example = Example(tokens, np.arange(len(tokens)) >= len(prompt), "e", 0, len(prompt), ("rye",))
+        measure = Measurement([example], Decoding(max_new_tokens=20), lambda a, r: {}, one)
+        (line,) = measure(lambda: inference, tmp_path / "predictions.jsonl", {"closing": closing})
+        return str(line["answer"])
+
+    assert (answer(1), answer(2)) == ("rye bread", "rye")
+
+
+def test_every_line_is_in_the_file_before_the_next_one_is_made(counted: Counted, tmp_path: Path) -> None:
+    """A kill at any moment loses the line at hand and no other: the 6 without an answer come first."""
+    seen: list[int] = []
+    part = tmp_path / ".predictions.parts" / "00000.jsonl"
+
+    def score(answer: str, references: Any) -> dict[str, float]:
+        seen.append(len(part.read_text().splitlines()))
+        return {}
+
+    replace(counted.measure, score=score)(counted.load, tmp_path / "predictions.jsonl", {})
+    assert seen == list(range(6, 30))
+
+
+def test_a_sample_does_not_hang_on_what_was_measured_before(counted: Counted, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    measure = replace(counted.measure, how=Decoding(max_new_tokens=4, temperature=3.0))
+    whole = measure(counted.load, path, {})
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:11]))
+    assert [line.get("answer") for line in measure(counted.load, path, {})] == [line.get("answer") for line in whole]
+    assert len({line.get("answer") for line in whole}) > 12

@@ -317,6 +317,7 @@ def test_a_card_written_by_hand_from_a_run_written_by_hand(rye: Path, typed: Typ
     assert text.count("max_new_tokens=3)") == 1 and text.count('"max_tokens": 3,') == 1
     results = {(r.metric_type, r.metric_value, r.dataset_name) for r in card.data.eval_results}
     data = "../questions.jsonl"
+    assert "datasets" not in card.data.to_dict() and "base_model" not in card.data.to_dict()  # neither is on the hub
     assert results == {("loss", 3.5, data), ("perplexity", 33.12, data), ("f1", 0.5, data)}
     plot = ElementTree.parse(rye / "publish" / "loss.svg")
     train, val = (p.get("points") for p in plot.findall("{*}polyline"))
@@ -367,6 +368,9 @@ def test_random_weights_inherit_neither_licence_nor_base(rye: Path, typed: Typed
     assert "license" not in card.data.to_dict() and "base_model" not in card.data.to_dict()
     assert "so none is inherited" in card.text and "trained from random weights on" in card.text
     assert "license= states one" in out
+    set_config(rye, model={"name_or_path": "ada/base"})
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    assert "base_model" not in ModelCard.load(rye / "publish" / "README.md").data.to_dict()
 
 
 def test_a_commit_that_came_in_between_is_not_overwritten(
@@ -471,6 +475,7 @@ def test_an_interruption_leaves_no_empty_repository(rye: Path, hub: LocalHub, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(HfApi, "upload_folder", interrupted)
+    monkeypatch.delenv("HF_TOKEN")  # so that the token that is handed on is the only one
     with pytest.raises(KeyboardInterrupt):
         upload(rye / "model", "ada/rye", private=True, update=False, message="m", token=TOKEN)
     assert hub.repos == {} and hub.log == ["create", "delete"]

@@ -233,3 +233,15 @@ def test_a_checkpoint_is_written_in_the_run_s_dtype_or_the_one_that_is_asked_for
     assert len(list((tmp_path / "whole").glob("*.safetensors"))) == 1
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     assert Trained("m", str(tmp_path / "whole")).load_model().dtype == torch.float32
+
+
+def test_the_newest_of_several_checkpoints_is_offered(rye_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(rye_run, run)
+    shutil.rmtree(run / "model")
+    for step in (8, 4, 12):
+        (run / "checkpoints" / f"step_{step:08}").mkdir(parents=True)
+        if step != 12:  # which was not completed
+            (run / "checkpoints" / f"step_{step:08}" / "checkpoint.json").touch()
+    with pytest.raises(ValueError, match=r"run=.*/step_00000008$"):
+        resolve(str(run))
