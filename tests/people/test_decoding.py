@@ -119,3 +119,148 @@ def test_a_prompt_must_fit_the_context() -> None:
 def test_settings_are_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Decoding(**bad)
+
+
+def uniform() -> Scorer:
+    """A model to which every one of 320 tokens is as likely as any other."""
+    scorer = made(CONFIGS["llama"])
+    torch.nn.init.zeros_(scorer.model.get_output_embeddings().weight)
+    return scorer
+
+
+def test_a_tiny_top_p_and_a_top_k_of_one_are_greedy() -> None:
+    scorer = made(CONFIGS["llama"])
+    prompts = [e.tokens for e in random_examples(6, longest=50)]
+    greedy = dict(decode(scorer, prompts, Decoding(max_new_tokens=8), ENDS))
+    for narrow in ({"top_p": 1e-6}, {"top_k": 1}, {"temperature": 1e-5}):
+        how = Decoding(**{"max_new_tokens": 8, "temperature": 3.0, "seed": 5} | narrow)
+        assert dict(decode(scorer, prompts, how, ENDS)) == greedy
+    assert dict(decode(scorer, prompts, Decoding(max_new_tokens=8, temperature=3.0), ENDS)) != greedy
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.6), (40, 0.5)])
+def test_only_the_likeliest_tokens_are_drawn(top_k: int, top_p: float) -> None:
+    """First the temperature, then the `top_k` likeliest, then of these the fewest that hold `top_p` together."""
+    scorer, temperature = made(CONFIGS["llama"]), 6.0
+    prompt = random_examples(1, longest=20)[0].tokens
+    with torch.no_grad():
+        logits = scorer.model(torch.tensor(prompt[None].astype(int))).logits[0, -1]
+
+    def likeliest(temperature: float) -> dict[int, float]:
+        share, token = (logits / temperature).softmax(-1).sort(descending=True)
+        share = share[: top_k or None] / share[: top_k or None].sum()
+        count = int((share.cumsum(0) < top_p - 1e-6).sum()) + 1 if top_p < 1 else len(share)
+        share = share[:count] / share[:count].sum()
+        return dict(zip(token[:count].tolist(), share.tolist(), strict=True))
+
+    expected = likeliest(temperature)
+    assert top_p == 1 or len(expected) > len(likeliest(1.0)) > 0  # without the temperature there would be fewer
+    how = Decoding(max_new_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, batch_size=500)
+    drawn = [tokens[0] for _, tokens in decode(scorer, [prompt] * 1500, how, frozenset())]
+    assert set(drawn) <= set(expected)
+    for token, share in expected.items():
+        error = (share * (1 - share) / 1500) ** 0.5
+        assert abs(drawn.count(token) / 1500 - share) < 4.5 * error
+
+
+def test_every_draw_has_noise_of_its_own() -> None:
+    """Seed, prompt and step each change the draw: where all tokens are alike two draws agree once in 320."""
+    prompts = [np.full(3, 9, np.int32)] * 40
+    seeds = [Decoding(max_new_tokens=14, temperature=1.0, seed=s, batch_size=40) for s in (0, 1)]
+    found = [dict(decode(uniform(), prompts, how, frozenset())) for how in seeds]
+    draws = np.array([[answers[i] for i in range(40)] for answers in found])
+    assert draws.shape == (2, 40, 14) and len(np.unique(draws)) > 290
+    for axis, name in enumerate(("seed", "prompt", "step")):
+        ahead = np.take(draws, range(1, draws.shape[axis]), axis)
+        behind = np.take(draws, range(draws.shape[axis] - 1), axis)
+        assert (ahead == behind).mean() < 0.02, f"the next {name} draws the same token"
+    square = draws[0, :14]
+    assert (square == square.T).sum() < 14 + 8  # prompt 3 at step 5 is not prompt 5 at step 3
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_each_prompt_has_its_own_room_in_the_context(share: bool) -> None:
+    """Branches of one row end where their own text meets the context's end, or after `max_new_tokens`."""
+    scorer = made(CONFIGS["llama"])
+    stem = random_examples(1, longest=200, seed=1)[0].tokens[:90]
+    stem = np.resize(stem, 90)
+    prompts = [np.concatenate([stem, np.arange(n, dtype=np.int32) + 50 + n]) for n in (20, 30, 37, 5)]
+    how = Decoding(max_new_tokens=16, share_prefixes=share)
+    lengths = {i: len(tokens) for i, tokens in decode(scorer, prompts, how, frozenset())}
+    assert lengths == {0: 16, 1: 8, 2: 1, 3: 16}  # 128 tokens of context, less 90 and each one's own
+
+
+def test_tokens_are_told_as_they_are_chosen() -> None:
+    scorer = made(CONFIGS["llama"])
+    prompts = [e.tokens for e in random_examples(9, longest=50)]
+    told: list[tuple[int, int]] = []
+    found = decode(
+        scorer, prompts, Decoding(max_new_tokens=6, batch_size=9), ENDS, on_token=lambda i, t: told.append((i, t))
+    )
+    answers = dict(found)
+    assert {i: [t for j, t in told if j == i] for i in range(9)} == answers
+    first = [i for i, _ in told[: len([a for a in answers.values() if a])]]
+    assert len(set(first)) == len(first)  # everybody's first token comes before anybody's second
+
+
+def test_a_batch_holds_as_many_examples_as_it_may_and_no_more() -> None:
+    examples = random_examples(23, longest=50)
+    alone = [rows for rows in batches(examples, 5, share_prefixes=False)]
+    assert [sum(len(indices) for _, indices in rows) for rows in alone] == [5, 5, 5, 5, 3]
+    lengths = [len(row) for rows in alone for row, _ in rows]
+    assert lengths == sorted(lengths, reverse=True)  # rows of like length, so that little is padding
+    same = [examples[0]] * 1 + [
+        type(examples[0])(np.concatenate([np.full(20, 7, np.int32), [i]]).astype(np.int32), np.zeros(21, bool), str(i))
+        for i in range(12)
+    ]
+    shared = list(batches(same, 5, share_prefixes=True))
+    assert all(sum(len(indices) for _, indices in rows) <= 5 for rows in shared)
+    assert [len(indices) for rows in shared for _, indices in rows] == [5, 5, 2, 1]
+    assert [len(row) for rows in shared for row, indices in rows if len(indices) > 1] == [25, 25, 22]
+
+
+def test_prompts_are_shared_in_rows_of_limited_length() -> None:
+    stem = np.resize(np.arange(50, 250, dtype=np.int32), 600)
+    examples = [
+        type(e)(np.concatenate([stem, np.full(200, 3 + i, np.int32)]), np.zeros(800, bool), str(i))
+        for i, e in enumerate(random_examples(4))
+    ]
+    assert [len(row) for rows in batches(examples, 8, share_prefixes=True) for row, _ in rows] == [1000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"batch_size": 2, "share_prefixes": False}, [(2, 33), (1, 31)]),
+        ({"batch_size": 3, "share_prefixes": False}, [(3, 33)]),
+        ({"batch_size": 3, "share_prefixes": True}, [(1, 36)]),
+    ],
+)
+def test_prompts_are_computed_together_as_asked(how: dict[str, Any], expected: list[tuple[int, int]]) -> None:
+    """Three prompts of 31 to 33 tokens, 30 of them shared; the first computation of each batch holds its prompts."""
+    scorer = made(CONFIGS["llama"])
+    prompts = [np.array([*range(50, 80), *range(100 * n, 101 * n)], np.int32) for n in (1, 2, 3)]
+    seen: list[tuple[int, ...]] = []
+    scorer.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    answers = dict(decode(scorer, prompts, Decoding(max_new_tokens=2, **how), frozenset()))
+    assert [shape for shape in seen if shape[1] > 3] == expected
+    assert set(answers) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "edge", [{"top_p": 1.0}, {"temperature": 0.0}, {"top_k": 0}, {"max_new_tokens": 1}, {"batch_size": 1}]
+)
+def test_settings_at_their_edges_are_taken(edge: dict[str, Any]) -> None:
+    assert {key: getattr(Decoding(**edge), key) for key in edge} == edge
+
+
+@pytest.mark.parametrize("bad", [{"top_k": -1}, {"top_p": 1.01}, {"top_p": -0.5}, {"batch_size": -1}])
+def test_settings_past_their_edges_are_refused(bad: dict[str, Any]) -> None:
+    ((key, value),) = bad.items()
+    with pytest.raises(ValueError, match=rf"{key}={value}.*expected"):
+        Decoding(**bad)
+
+
+def test_the_longest_prompt_has_room_for_one_token() -> None:
+    ((_, tokens),) = decode(made(CONFIGS["llama"]), [np.full(127, 99, np.int32)], Decoding(), frozenset())
+    assert len(tokens) == 1

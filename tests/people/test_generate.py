@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from sftlab.command import GIVEN, quote
+from sftlab import chat
+from sftlab.chat import stream
+from sftlab.command import CONF, GIVEN, quote
 from sftlab.data.formats.squad import Squad
 from sftlab.data.render import Renderer
+from sftlab.decoding import Decoding, decode
+from sftlab.generate import DECODING
 from sftlab.inference import Inference
 from sftlab.prompts import request
 from sftlab.trained import resolve
-from tests.people.conftest import Typed
-from tests.support import command, read_jsonl
+from tests.asymmetric import reciter
+from tests.people.conftest import TEMPLATE, Typed
+from tests.support import byte_tokenizer, command, read_jsonl
 
 # Everything that a shell hands on and a config language trips over.
 ODD = """Context: it's "odd", [a, b] = {c: ${run}} \\${x} \\ #! 100% é <|im_end|>,
@@ -110,23 +116,24 @@ def test_a_text_file_is_a_prompt_a_line(demo_run: Path, typed: Typed, tmp_path: 
     assert [line["prompt"] for line in read_jsonl(output)] == [PROMPT, "another, with [brackets]"]
 
 
-def test_a_chat_remembers_and_streams(demo_run: Path, loaded: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab import chat
-    from sftlab.decoding import Decoding
-
+def test_a_chat_remembers_and_streams(listening_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Inference.load(resolve(str(listening_run)), torch.device("cpu"))
     shown: list[str] = []
     asked: list[Any] = []
     monkeypatch.setattr(chat, "show", shown.append)
     encode = Inference.encode_chat
     monkeypatch.setattr(Inference, "encode_chat", lambda self, m: asked.append([dict(x) for x in m]) or encode(self, m))
-    how = Decoding(max_new_tokens=12, temperature=4.0)  # words at random, whatever the demo has learned
-    chat.converse(loaded, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
+    how = Decoding(max_new_tokens=12, temperature=9.0)
+    chat.converse(model, ["one", "two", "/new", "three", "/exit", "four"], how, chat.opening("be brief"))
     roles = [[m["role"] for m in messages] for messages in asked]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
     said = "".join(shown)
     assert said.startswith(asked[1][2]["content"].rstrip("\n")) and asked[1][2]["content"].strip()
     assert len(shown) > 6  # in pieces, as they are made
-    assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.turn_ends() - loaded.ends
+
+
+def test_the_demo_s_turns_end_at_their_mark(loaded: Inference) -> None:
+    assert loaded.turn_ends() - loaded.ends == {loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
 
 def test_one_turn_of_a_chat(demo_run: Path, typed: Typed, loaded: Inference) -> None:
@@ -167,3 +174,149 @@ def test_quoting_leaves_other_keys_to_hydra() -> None:
 def test_help_is_quick_and_shows_examples(tmp_path: Path) -> None:
     shown = command("generate", "--help", cwd=tmp_path).stdout
     assert shown.count("  python -m sftlab.generate") == 4 and "hydra" not in shown.lower()
+
+
+def sampled(run: Path, texts: list[str], **how: Any) -> list[str]:
+    """What the library itself makes of these prompts with these settings."""
+    model = Inference.load(resolve(str(run)), torch.device("cpu"))
+    found = dict(decode(model.scorer, [model.encode(t) for t in texts], Decoding(**how), model.ends))
+    return [model.text(found[i]).strip() for i in range(len(texts))]
+
+
+HOT = {"temperature": 9.0, "max_new_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_new_tokens", 5), ("temperature", 6.0), ("top_k", 2), ("top_p", 0.25), ("seed", 11)]
+)
+def test_each_setting_of_sampling_reaches_the_answer(key: str, value: Any, listening_run: Path, typed: Typed) -> None:
+    plain, changed = (sampled(listening_run, ["Who counts?"], **how)[0] for how in (HOT, HOT | {key: value}))
+    assert plain != changed  # or the test would not see the setting
+    given = [f"{k}={v}" for k, v in (HOT | {key: value}).items()]
+    assert typed("generate", f"run={listening_run}", "prompt=Who counts?", *given) == changed + "\n"
+
+
+def test_settings_that_are_not_given_are_those_of_decoding(listening_run: Path) -> None:
+    command_s = yaml.safe_load((CONF / "generate.yaml").read_text())
+    assert {key: command_s[key] for key in DECODING} == {key: getattr(Decoding(), key) for key in DECODING}
+
+
+def test_as_many_prompts_are_decoded_together_as_asked(
+    listening_run: Path, typed: Typed, tmp_path: Path, shapes: list[tuple[int, ...]]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("one\ntwo is longer\nthree is the longest of them\nfour\nfive\n")
+    files = (f"prompts={tmp_path}/prompts.txt", f"output={tmp_path}/answers.jsonl", "max_new_tokens=2")
+    typed("generate", f"run={listening_run}", *files, "batch_size=2")
+    assert [rows for rows, columns in shapes if columns > 1] == [2, 2, 1]
+    shapes.clear()
+    (tmp_path / "answers.jsonl").unlink()
+    typed("generate", f"run={listening_run}", *files)
+    assert [rows for rows, columns in shapes if columns > 1] == [5]
+
+
+def test_a_file_is_answered_with_every_setting_and_each_is_written_beside_the_answers(
+    listening_run: Path, typed: Typed, tmp_path: Path
+) -> None:
+    how = {"max_new_tokens": 7, "temperature": 8.0, "top_k": 40, "top_p": 0.9, "seed": 3}
+    (tmp_path / "prompts.txt").write_text("Who?\nWhat is it?\n")
+    files = (f"prompts={tmp_path}/prompts.txt", f"output={tmp_path}/answers.jsonl")
+    typed("generate", f"run={listening_run}", *files, *(f"{k}={v}" for k, v in how.items()))
+    expected = sampled(listening_run, ["Who?", "What is it?"], **how)
+    assert read_jsonl(tmp_path / "answers.jsonl") == [
+        {"index": i, "prompt": prompt, "answer": answer, "run": str(listening_run), **how}
+        for i, (prompt, answer) in enumerate(zip(("Who?", "What is it?"), expected, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("other", ["top_k=3", "top_p=0.5", "seed=1", "max_new_tokens=3"])
+def test_answers_made_with_other_settings_are_not_gone_on_with(
+    other: str, listening_run: Path, typed: Typed, refused: Typed, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("Who?\n")
+    files = (f"prompts={tmp_path}/prompts.txt", f"output={tmp_path}/answers.jsonl")
+    arguments = ("generate", f"run={listening_run}", *files, "max_new_tokens=2")
+    typed(*arguments)
+    assert "1 of them from before" in typed(*arguments, "batch_size=7")
+    assert "name another file" in refused(*arguments, other)
+
+
+def test_a_system_message_is_heard(listening_run: Path, typed: Typed) -> None:
+    def turn(*more: str) -> str:
+        arguments = ("chat=true", "prompt=Who?", "max_new_tokens=6", "temperature=0.1")
+        return typed("generate", f"run={listening_run}", *arguments, *more)
+
+    model = Inference.load(resolve(str(listening_run)), torch.device("cpu"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    how = Decoding(max_new_tokens=6, temperature=0.1)
+    ((_, tokens),) = decode(model.scorer, [model.encode_chat(messages)], how, model.turn_ends())
+    plain, brief = turn(), turn("system=Be brief.")
+    assert brief.split() == model.text(tokens).split() and plain != brief
+
+
+@pytest.fixture(scope="module")
+def says_rye(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that says " rye", its turn's end, and then " bread" to who does not stop there."""
+    folder = reciter(tmp_path_factory.mktemp("says_rye"), " rye<pad> bread", after=":")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_conversation_is_held_over_standard_input(
+    says_rye: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line but an empty one is answered; a turn ends at its mark; what is too long is said, and left out."""
+    lines = ["hello", "", "w" * 2100, "again", "/new", "bye", "/exit", "never asked"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    said = typed("generate", f"run={says_rye}", "chat=true", "max_new_tokens=20")
+    first, too_long, second, third, *rest = said.split("\n")
+    assert (first, second, third, rest) == (" rye", " rye", " rye", [""])
+    assert "context holds 2048" in too_long and "/new starts another conversation" in too_long
+
+
+def test_one_turn_ends_at_its_mark_and_a_prompt_s_answer_at_the_end_of_text(says_rye: Path, typed: Typed) -> None:
+    assert typed("generate", f"run={says_rye}", "chat=true", "prompt=Hello") == " rye\n"
+    assert typed("generate", f"run={says_rye}", "prompt=Answer:") == "rye bread\n"
+    assert typed("generate", f"run={says_rye}", "chat=true", "prompt=Hello", "max_new_tokens=2") == " ry\n"
+
+
+def test_a_turn_of_a_chat_may_come_from_standard_input(
+    listening_run: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("generate", f"run={listening_run}", "chat=true", "max_new_tokens=4")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who counts?\n"))
+    assert typed(*arguments, "prompt=-") == typed(*arguments, "prompt=Who counts?")
+
+
+def test_what_cannot_be_asked_together_is_refused(
+    listening_run: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"run={listening_run}"
+    assert "not chat=true" in refused("generate", run, "prompts=a.txt", "output=b.jsonl", "chat=true")
+    assert "ask one thing" in refused("generate", run, "prompt=a", "fields.question=b")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start it without torchrun" in refused("generate", run, "prompt=a")
+
+
+def test_words_are_shown_once_each_as_they_become_whole(listening_run: Path) -> None:
+    model = Inference.load(resolve(str(listening_run)), torch.device("cpu"))
+    shown: list[str] = []
+    how = Decoding(max_new_tokens=30, temperature=9.0, seed=2)
+    answer = stream(model, [{"role": "user", "content": "Who?"}], how, shown.append)
+    assert "".join(shown).strip() == answer.strip() and len(shown) > 5
+
+
+def test_a_conversation_hears_its_own_earlier_turns(listening_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Inference.load(resolve(str(listening_run)), torch.device("cpu"))
+    how = Decoding(max_new_tokens=5)
+    shown: list[str] = []
+    monkeypatch.setattr(chat, "show", shown.append)
+    chat.converse(model, ["Who?", "Why?"], how, chat.opening(None))
+    messages = [{"role": "user", "content": "Who?"}]
+    messages.append({"role": "assistant", "content": stream(model, messages, how, lambda text: None)})
+    messages.append({"role": "user", "content": "Why?"})
+    second = stream(model, messages, how, lambda text: None)
+    said = "".join(shown).split("\n")
+    assert "".join(shown).endswith(f"{second}\n") and len(said) >= 3
+    assert chat.opening(None) == chat.opening("") == []

@@ -1,23 +1,25 @@
 """python -m sftlab.publish against a hub on loopback: what is written, refused, uploaded and left by failures."""
 
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import huggingface_hub
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 from sftlab.assets import FOLDER as ASSETS
 from sftlab.publishing.paths import relative
 from sftlab.publishing.plot import log_ticks, loss_plot, ticks
 from sftlab.publishing.refuse import refuse
+from sftlab.publishing.upload import upload
 from tests.local_hub import TOKEN, LocalHub, Repo
 from tests.people.conftest import Typed
 
@@ -43,25 +45,6 @@ def run(demo_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run, 1"
     shutil.copytree(demo_run, folder, symlinks=True, ignore=shutil.ignore_patterns("evaluate"))
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A hub on loopback that this process takes for the only one."""
-    with LocalHub().running() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        huggingface_hub.utils.disable_progress_bars()
-        huggingface_hub.utils.close_session()
-        yield hub
-        huggingface_hub.utils.close_session()
-        huggingface_hub.utils.enable_progress_bars()
 
 
 def python(code: str, hub: LocalHub, cache: Path) -> str:
@@ -112,19 +95,17 @@ def test_card_tells_of_the_run(run: Path, typed: Typed) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert "| f1 | 0.1250 | **0.2500** | +0.1250 | +0.0500 to +0.2000 |" in text
     assert f"| loss | {first_loss(run):.4f} | **{summary['last']['val/loss']:.4f}** |" in text
-    assert "| steps | 100 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
+    assert "| steps | 40 |" in text and "adamw: lr 0.001" in text and "cosine: warmup_steps 0" in text
     assert f"`{environment['git_commit']}`" in text and "![Loss by optimiser step](loss.svg)" in text
-    command = "python -m sftlab.train run_dir=. trainer.max_steps=100 evaluation.answers=8 tracker=none"
-    moved = command.replace("run_dir=.", "'run_dir=../../demo0/run, [of] '\"'\"'today'\"'\"'=1'")
-    assert command in text or moved.split("'")[1][:8] in text
+    original = "run_dir=../../demo0/run, [of] 'today'=1"  # the run that this is a copy of
+    command = f"python -m sftlab.train {shlex.quote(original)} trainer.max_steps=40 evaluation.answers=8 tracker=none"
+    assert command in re.sub(r"demo\d+/", "demo0/", text)
     assert "**Validation during training, answers scored on a sample of 8**" in text
     assert "vllm serve ada/demo" in text
     first = json.loads((ASSETS / "demo" / "validation.jsonl").read_text().splitlines()[0])
-    asked: dict[str, str] = {}
-    exec(text[text.index("prompt = ") : text.index("inputs = ")], asked)
-    assert asked["prompt"] == f"Context: {first['context']} Question: {first['question']} Answer:"
+    assert asked(text) == f"Context: {first['context']} Question: {first['question']} Answer:"
     config = yaml.safe_load((run / "publish" / "sftlab_config.yaml").read_text())
-    assert config["trainer"]["max_steps"] == 100 and not config["run_dir"].startswith("/")
+    assert config["trainer"]["max_steps"] == 40 and not config["run_dir"].startswith("/")
 
 
 def first_loss(run: Path) -> float:
@@ -297,3 +278,208 @@ def test_plot_is_a_drawing_of_the_losses() -> None:
     assert loss_plot([{"step": 1}]) is None
     assert ticks(0, 30) == [0, 5, 10, 15, 20, 25, 30] and log_ticks(0.3, 8) == [0.2, 0.5, 1, 2, 5, 10]
     assert ElementTree.fromstring(loss_plot([{"step": 1, "train/loss": 2.0}])).findall("{*}polyline")
+
+
+@pytest.fixture
+def rye(rye_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that was written by hand, with its base and its data beside it."""
+    lab = tmp_path / "lab"
+    shutil.copytree(rye_run.parent, lab, ignore=shutil.ignore_patterns("evaluate", "publish"))
+    for name in ("config.yaml", "environment.json"):
+        file = lab / "run" / name
+        file.write_text(file.read_text().replace(str(rye_run.parent), str(lab)))
+    return lab / "run"
+
+
+def asked(card: str) -> str:
+    """Return the prompt in the card's first program."""
+    program: dict[str, str] = {}
+    exec(card[card.index("prompt = ") : card.index("inputs = ")], program)
+    return program["prompt"]
+
+
+def test_a_card_written_by_hand_from_a_run_written_by_hand(rye: Path, typed: Typed) -> None:
+    """Three evaluations, the best in the middle: the table shows the first and the last."""
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    card = ModelCard.load(rye / "publish" / "README.md")
+    text = card.content
+    assert (
+        "# rye\n\n`../base`, fine-tuned on `../questions.jsonl` for 1,008 steps of 12 examples with supervised" in text
+    )
+    assert "**Validation during training, answers scored on a sample of 2**\n\n| score | before | after |\n" in text
+    rows = "| loss | 6.0000 | **3.5000** |\n| perplexity | 403.4 | **33.1200** |\n| f1 | 0.1250 | **0.5000** |\n"
+    assert rows in text and "bootstrap" not in text and "Losses are in nats per target" in text
+    assert "\npython -m sftlab.train run_dir=. data=squad 'name=rye bread'\n" in text
+    assert "| steps | 1,008 |\n| batch size | 12 examples an optimiser step, over all ranks |\n" in text
+    assert "| time | 1 h 30 min |\n| software | sftlab 1.2.3, torch 2.11.0 |\n" in text and "| seed | 7 |\n" in text
+    assert "Code: sftlab at commit `c0ffee`. Paths are relative" in text
+    assert asked(text) == "Context: ... Question: ... Answer:"
+    assert text.count("max_new_tokens=3)") == 1 and text.count('"max_tokens": 3,') == 1
+    results = {(r.metric_type, r.metric_value, r.dataset_name) for r in card.data.eval_results}
+    data = "../questions.jsonl"
+    assert "datasets" not in card.data.to_dict() and "base_model" not in card.data.to_dict()  # neither is on the hub
+    assert results == {("loss", 3.5, data), ("perplexity", 33.12, data), ("f1", 0.5, data)}
+    plot = ElementTree.parse(rye / "publish" / "loss.svg")
+    train, val = (p.get("points") for p in plot.findall("{*}polyline"))
+    assert len(train.split()) == 8 and val.split()[0] == "62.0,44.0" and val.split()[2].startswith("740.0,")
+
+
+def test_what_evaluate_measured_is_what_the_card_says(rye: Path, typed: Typed) -> None:
+    typed("evaluate", f"run={rye}", "baseline=true", "max_new_tokens=20")
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    card = ModelCard.load(rye / "publish" / "README.md")
+    loss = (17 * math.log(2) + 3 * math.log(638) + 7 * math.log(320)) / 27  # by hand, as in test_evaluate
+    assert "**Evaluation on validation**, 4 examples\n" in card.text
+    assert "| f1 | 0.0000 | **0.6667** | +0.6667 | +0.5556 to +1.0000 |\n" in card.text
+    assert f"| perplexity | 320.0 | **{math.exp(loss):.4f}** |  |  |\n" in card.text
+    assert "Intervals are 95 %, by a paired bootstrap" in card.text
+    found = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert found["f1"] == round(2 / 3, 6) and found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_a_prompt_that_is_given_stands_in_the_card(rye: Path, typed: Typed) -> None:
+    given = "Say \"rye\", ${x} and 'bread'" + " over many words" * 9
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true", f"prompt={given}")
+    assert asked((rye / "publish" / "README.md").read_text()) == given
+
+
+def test_the_commit_says_what_it_is_told_or_what_the_run_came_to(rye: Path, typed: Typed, hub: LocalHub) -> None:
+    typed("publish", f"run={rye}", "repo_id=ada/rye")
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "update=true", "message=Better rye", "license=mit")
+    (rye / "summary.json").unlink()
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "update=true", "license=bsd")
+    assert hub.repos["ada/rye"].messages == ["rye: 1008 steps, loss 3.5000", "Better rye", "rye: ? steps"]
+
+
+def test_a_repository_is_private_unless_it_is_said_to_be_public(rye: Path, typed: Typed, hub: LocalHub) -> None:
+    assert f"published: {hub.url}/ada/open\n" in typed("publish", f"run={rye}", "repo_id=ada/open", "private=false")
+    assert not hub.repos["ada/open"].private
+    typed("publish", f"run={rye}", "repo_id=ada/open", "private=false", "update=true", "license=mit")
+    typed("publish", f"run={rye}/model", "repo_id=ada/shut", "license=mit")
+    shut, opened = hub.repos["ada/shut"], hub.repos["ada/open"]
+    assert shut.private and shut.files.keys() == opened.files.keys()
+    assert all(shut.files[name] == opened.files[name] for name in shut.files if name != "README.md")
+
+
+def test_random_weights_inherit_neither_licence_nor_base(rye: Path, typed: Typed) -> None:
+    set_config(rye, model={"name_or_path": "asset://demo/model", "init": "random"})
+    out = typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    card = ModelCard.load(rye / "publish" / "README.md")
+    assert "license" not in card.data.to_dict() and "base_model" not in card.data.to_dict()
+    assert "so none is inherited" in card.text and "trained from random weights on" in card.text
+    assert "license= states one" in out
+    set_config(rye, model={"name_or_path": "ada/base"})
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    assert "base_model" not in ModelCard.load(rye / "publish" / "README.md").data.to_dict()
+
+
+def test_a_commit_that_came_in_between_is_not_overwritten(
+    rye: Path, typed: Typed, refused: Typed, hub: LocalHub
+) -> None:
+    typed("publish", f"run={rye}", "repo_id=ada/rye")
+    repo = hub.repos["ada/rye"]
+    theirs = {"README.md": b"somebody's own"}
+    hub.meanwhile["commit"] = lambda: repo.commits.append(theirs)
+    error = refused("publish", f"run={rye}", "repo_id=ada/rye", "update=true", "license=mit")
+    assert "HTTP 412" in error and "look at it, then publish again with update=true" in error and "as it was" in error
+    assert repo.files == theirs and len(repo.commits) == 3
+
+
+SECRET_URL = "https://ada:moonlight@example.org/data.jsonl"
+
+
+def test_a_secret_that_only_the_config_holds_is_refused(rye: Path, typed: Typed, refused: Typed, hub: LocalHub) -> None:
+    """The model's folder is clean, so only a second look, at what is about to be uploaded, finds it."""
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    before = {p.name: p.read_bytes() for p in (rye / "publish").iterdir()}
+    config = yaml.safe_load((rye / "config.yaml").read_text()) | {"note": SECRET_URL}
+    (rye / "config.yaml").write_text(yaml.safe_dump(config))
+    error = refused("publish", f"run={rye}", "repo_id=ada/rye")
+    assert "sftlab_config.yaml: a password in a URL" in error and "nothing was uploaded" in error
+    assert hub.log == [] and {p.name: p.read_bytes() for p in (rye / "publish").iterdir()} == before
+    assert not (rye / ".publish.partial").exists()
+
+
+def test_one_s_own_token_is_looked_for_in_the_model_and_in_what_came_of_it(
+    rye: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like no token that is known, so that only its value gives it away."""
+    monkeypatch.setenv("HF_TOKEN", "moonlight over the bay")
+    arguments = ("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    assert "README.md: your own Hugging Face token" in refused(*arguments, "prompt=moonlight over the bay")
+    (rye / "model" / "notes.bin").write_text("moonlight over the bay")
+    error = refused(*arguments)
+    assert "model is not fit" in error and "notes.bin: your own Hugging Face token" in error
+
+
+def test_the_folder_holds_files_of_its_own_and_the_card_replaces_the_model_s(rye: Path, typed: Typed) -> None:
+    elsewhere = rye.parent / "weights"
+    (rye / "model" / "model.safetensors").rename(elsewhere)
+    (rye / "model" / "model.safetensors").symlink_to(elsewhere)
+    (rye / "model" / "README.md").write_text("an old card")
+    (rye / "publish").mkdir()
+    (rye / "publish" / "left_from_before.txt").write_text("old")
+    (rye / ".publish.partial").mkdir()
+    (rye / ".publish.partial" / "left_by_a_kill.txt").write_text("old")
+    out = typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    names = {p.name for p in (rye / "publish").iterdir()}
+    assert "model.safetensors" in names and not names & {"left_from_before.txt", "left_by_a_kill.txt"}
+    weights = rye / "publish" / "model.safetensors"
+    assert not weights.is_symlink() and weights.read_bytes() == elsewhere.read_bytes()
+    assert "an old card" not in (rye / "publish" / "README.md").read_text()
+    total = sum(p.stat().st_size for p in (rye / "publish").iterdir())
+    assert f"{rye / 'publish'}: {len(names)} files, {total / 1024:.1f} KiB\n" in out
+
+
+def test_a_run_that_kept_no_losses_has_no_plot_and_no_scores(rye: Path, typed: Typed) -> None:
+    (rye / "metrics.jsonl").unlink()
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    assert not (rye / "publish" / "loss.svg").exists()
+    card = (rye / "publish" / "README.md").read_text()
+    assert "loss.svg" not in card and "## Scores" not in card and "model-index" not in card
+
+
+def test_scores_of_a_run_that_was_gone_on_with_have_no_before(rye: Path, typed: Typed) -> None:
+    lines = (rye / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (rye / "metrics.jsonl").write_text("".join(lines[1:]))
+    set_config(rye, evaluation={"answers": 0})
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    card = (rye / "publish" / "README.md").read_text()
+    assert "| loss |  | **3.5000** |\n" in card and "**Validation during training**\n" in card
+
+
+@pytest.mark.parametrize("given", ["data.format=null", "conversation"])
+def test_a_prompt_of_blanks_stands_in_where_there_is_no_form(given: str, rye: Path, typed: Typed) -> None:
+    config = yaml.safe_load((rye / "config.yaml").read_text())
+    chat = {"_target_": "sftlab.data.formats.chat.Chat", "supervise": "all", "template_path": None}
+    config["data"]["format"] = chat if given == "conversation" else None
+    (rye / "config.yaml").write_text(yaml.safe_dump(config))
+    typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
+    assert asked((rye / "publish" / "README.md").read_text()) == "..."
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(404, "no such repository or user"), (413, "larger than the hub takes"), (418, "as asked")]
+)
+def test_other_answers_of_the_hub_are_explained(
+    status: int, said: str, rye: Path, refused: Typed, hub: LocalHub
+) -> None:
+    hub.fail["create"] = status
+    error = refused("publish", f"run={rye}", "repo_id=ada/rye")
+    assert f"making the repository: the hub answers HTTP {status} to repo_id=ada/rye" in error and said in error
+    assert "trouble of its own" not in error
+
+
+def test_an_interruption_leaves_no_empty_repository(rye: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "upload_folder", interrupted)
+    monkeypatch.delenv("HF_TOKEN")  # so that the token that is handed on is the only one
+    with pytest.raises(KeyboardInterrupt):
+        upload(rye / "model", "ada/rye", private=True, update=False, message="m", token=TOKEN)
+    assert hub.repos == {} and hub.log == ["create", "delete"]
+    hub.repos["ada/rye"] = Repo(private=True)
+    with pytest.raises(KeyboardInterrupt):
+        upload(rye / "model", "ada/rye", private=True, update=True, message="m", token=TOKEN)
+    assert "ada/rye" in hub.repos
