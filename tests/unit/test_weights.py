@@ -1,6 +1,7 @@
 """What an export writes: every weight once in the dtype asked for, and all that lies beside the weights."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,6 @@ def test_a_damaged_checkpoint_is_not_exported(left: Left, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_without_a_generation_config_is_exported_too(left: Left, tmp_path: Path) -> None:
-    import shutil
-
     path = tmp_path / "step_00000003"
     shutil.copytree(left[0], path)
     (path / "hf/generation_config.json").unlink()
@@ -135,6 +134,15 @@ def test_a_checkpoint_without_a_generation_config_is_exported_too(left: Left, tm
     manifest.write(path, progress, files)
     export(path, tmp_path / "model", torch.float32)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.temperature != 0.25
+
+
+def test_the_generation_config_of_the_base_goes_before_that_of_the_models_shape(one: Any, tmp_path: Path) -> None:
+    scorer = Scorer(tiny_llama(layers=1))
+    given = GenerationConfig(eos_token_id=[4, 5])
+    describe(scorer, byte_tokenizer(), tmp_path / "given", generation=given)
+    describe(scorer, byte_tokenizer(), tmp_path / "own")
+    found = [GenerationConfig.from_pretrained(tmp_path / name).eos_token_id for name in ("given", "own")]
+    assert found == [[4, 5], 1] and scorer.model.generation_config.eos_token_id == 1
 
 
 def test_parameters_are_counted_once_where_they_are_shared() -> None:
