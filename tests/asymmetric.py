@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 
+
 def seed_generators(seed: int) -> None:
     """Seed torch's, numpy's and Python's generator, each otherwise, and leave a half-used normal draw in the last two.
 

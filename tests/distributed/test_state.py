@@ -32,9 +32,8 @@ def whole_model(seed: int) -> Any:
     return model
 
 
-def sharded(world: Any, seed: int, **options: Any) -> tuple[Scorer, torch.optim.Optimizer, int]:
-    """Return a scorer filled from rank 0, its optimiser after two updates, and how often a whole model was made here."""
-    made = []
+def sharded(world: Any, seed: int, made: list[int]) -> Scorer:
+    """Return a scorer filled from the whole model that rank 0 makes; each that is made here is noted in `made`."""
 
     def load() -> Any:
         made.append(seed)
@@ -44,13 +43,19 @@ def sharded(world: Any, seed: int, **options: Any) -> tuple[Scorer, torch.optim.
     config._attn_implementation = "sdpa"
     scorer = fsdp2(Scorer(skeleton(config)), world, param_dtype="float32")
     fill(scorer, load, world)
+    return scorer
+
+
+def parts(world: Any, seed: int, **options: Any) -> tuple[Scorer, torch.optim.Optimizer]:
+    """Return a scorer and its optimiser after two updates by unequal gradients."""
+    scorer = sharded(world, seed, [])
     optimizer = adamw(scorer, **{"lr": 1e-3, **options})
     for size in (0.1, -0.3):
         for i, p in enumerate(scorer.parameters()):
             p.grad = torch.full_like(p, size * (seed + i + 1))
         optimizer.step()
     optimizer.zero_grad()
-    return scorer, optimizer, len(made)
+    return scorer, optimizer
 
 
 def held(scorer: Scorer, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -66,20 +71,16 @@ def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
 def filled_rightly(world: Any) -> dict[str, Any]:
     """Return what came of `fill` on this rank, against a whole model made here."""
-    made = []
-
-    def load() -> Any:
-        made.append(1)
-        return whole_model(4)
-
-    config = tiny_llama(layers=1).config
-    config._attn_implementation = "sdpa"
-    scorer = fsdp2(Scorer(skeleton(config)), world, param_dtype="float32")
-    fill(scorer, load, world)
+    made: list[int] = []
+    scorer = sharded(world, 4, made)
     theirs = whole_model(4)
-    ours = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in scorer.model.state_dict().items()}
+    ours = {name: whole(value) for name, value in scorer.model.state_dict().items()}
     buffers = dict(scorer.model.named_buffers())
     return {
         "made": len(made),
@@ -93,8 +94,7 @@ def filled_rightly(world: Any) -> dict[str, Any]:
 def leave_and_resume(world: Any, folder: Path, before: Path | None) -> dict[str, Any]:
     """Save on these ranks and resume on them; then, if another world left a checkpoint `before`, resume that one."""
     found = {"filled": filled_rightly(world)}
-    seed_generators(world.rank)
-    scorer, optimizer, _ = sharded(world, seed=1)
+    scorer, optimizer = parts(world, seed=1)
     seed_generators(world.rank)
     expected = held(scorer, optimizer)
     said: list[str] = []
@@ -104,7 +104,7 @@ def leave_and_resume(world: Any, folder: Path, before: Path | None) -> dict[str,
     found["draws"] = draws()
 
     seed_generators(50 + world.rank)
-    other, changed, _ = sharded(world, seed=2, lr=5e-4, weight_decay=0.3, betas=(0.8, 0.95))
+    other, changed = parts(world, seed=2, lr=5e-4, weight_decay=0.3, betas=(0.8, 0.95))
     found["unlike"] = equal(held(other, changed), expected)
     progress = checkpoints.restore(other, changed)
     found["draws again"] = draws()
@@ -128,13 +128,7 @@ def leave_and_resume(world: Any, folder: Path, before: Path | None) -> dict[str,
         seed_generators(70 + world.rank)
         Checkpoints(folder / "new", 1, world, quiet, source=before).restore(other, changed)
         found["draws of the smaller world"] = draws()
-        found["whole"] = [
-            p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in other.parameters()
-        ]
-    else:
-        found["whole"] = [
-            p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in scorer.parameters()
-        ]
+    found["whole"] = [whole(p) for p in (scorer if before is None else other).parameters()]
     return found
 
 

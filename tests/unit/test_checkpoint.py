@@ -236,9 +236,7 @@ def test_a_failed_save_is_told_kept_and_forgotten_after_the_next_good_one(one: A
     assert said[0].startswith("step 1: the checkpoint") and said[1].startswith("step 2: saved in ")
 
 
-def test_a_disk_with_too_little_space_is_not_filled(
-    one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_with_too_little_space_is_not_filled(one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, optimizer = parts(one, seed=0, vocab=8192)
     # Weights and two moments of 4 bytes an element, and a count of steps of 4 bytes for each weight.
     needed = sum(3 * 4 * p.numel() + 4 for p in scorer.parameters())
@@ -349,7 +347,9 @@ def test_a_damaged_one_is_set_aside_if_it_is_ours_and_not_the_last_hope(
 
     for name in names(folder):
         spoil(folder / name)
-    with pytest.raises(manifest.Damaged, match=r"no checkpoint in .*mine is whole: .*step_00000001/\.metadata is missi"):
+    with pytest.raises(
+        manifest.Damaged, match=r"no checkpoint in .*mine is whole: .*step_00000001/\.metadata is missi"
+    ):
         Checkpoints(folder, 9, one, quiet).restore(*pair)
     assert names(folder) == ["step_00000001"], "an empty folder would begin anew, and silently"
 
@@ -359,16 +359,16 @@ def test_a_damaged_one_is_set_aside_if_it_is_ours_and_not_the_last_hope(
     assert names(other) == ["step_00000005", "step_00000006"], "another run's is not ours to rename"
 
 
-def test_other_data_is_refused_before_anything_is_loaded(
-    one: Any, tmp_path: Path, make: Callable[..., Path]
-) -> None:
+def test_other_data_is_refused_before_anything_is_loaded(one: Any, tmp_path: Path, make: Callable[..., Path]) -> None:
     folder = make(tmp_path, 1, 2, identity={"data": "abc", "tokenizer": "t"})
     scorer, optimizer = parts(one, seed=5)
     before = tensors(scorer, optimizer)
     refused = Checkpoints(
         folder, 9, one, quiet, source=folder / "step_00000001", rewind=True, identity={"data": "xyz", "tokenizer": "t"}
     )
-    with pytest.raises(ValueError, match=r"step_00000001 was made with other data \(abc there, xyz here\).*anyway=true"):
+    with pytest.raises(
+        ValueError, match=r"step_00000001 was made with other data \(abc there, xyz here\).*anyway=true"
+    ):
         refused.restore(scorer, optimizer)
     assert same(tensors(scorer, optimizer), before) and len(names(folder)) == 2
     with pytest.raises(ValueError, match=r"other rows \(None there, 3 here\)"):

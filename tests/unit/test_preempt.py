@@ -78,7 +78,7 @@ def test_scancel_is_no_reason_to_requeue(one: Any) -> None:
 def test_of_several_causes_the_one_that_saves_most_counts_in_whatever_order(
     one: Any, told: tuple[signal.Signals, ...], cause: signal.Signals, code: int
 ) -> None:
-    """SLURM sends SIGTERM and SIGUSR2 at a time limit: a job that took the first for its cause would not be requeued."""
+    """SLURM may send SIGTERM beside SIGUSR2: a job that took SIGTERM for its cause would not be requeued."""
     requeued: list[int] = []
     said: list[str] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))

@@ -161,21 +161,21 @@ def leaves(node: Any, prefix: str = "") -> list[str]:
 
 # Written out by hand, apart from the source's own list: what decides the numbers that a run computes. A new key of the
 # config is in one of the two, or the next test fails.
-MATHEMATICS = """
-    seed model._target_ model.name_or_path model.learning_rate model.tokenizer model.init model.revision
-    model.architecture data._target_ data.format data.path data.split data.subset data.revision data.val_path
-    data.val_split data.val_examples data.limit data.on_error data.max_length data.overlong data.group_by_prefix
-    data.shuffle data.sources data.weights optim schedule parallel._partial_
-    parallel.param_dtype trainer._target_ trainer.batch_size
-    trainer.epochs trainer.max_steps trainer.clip_grad_norm
-""".split()
-WHERE_AND_HOW = """
-    run_dir name launcher sweeper tracker resume resume_anyway evaluation parallel._target_ parallel.replicate
-    parallel.cpu_offload model.attention model.trust_remote_code data.layout data.row_length data.num_workers
-    trainer.rows_per_microbatch trainer.log_every trainer.eval_every trainer.save_every trainer.keep_checkpoints
-    trainer.on_failed_save trainer.skip_nonfinite trainer.compile trainer.activation_checkpointing
-    trainer.deterministic
-""".split()
+MATHEMATICS = (
+    "seed", "model._target_", "model.name_or_path", "model.learning_rate", "model.tokenizer", "model.init",
+    "model.revision", "model.architecture", "data._target_", "data.format", "data.path", "data.split", "data.subset",
+    "data.revision", "data.val_path", "data.val_split", "data.val_examples", "data.limit", "data.on_error",
+    "data.max_length", "data.overlong", "data.group_by_prefix", "data.shuffle", "data.sources", "data.weights",
+    "optim", "schedule", "parallel._partial_", "parallel.param_dtype", "trainer._target_", "trainer.batch_size",
+    "trainer.epochs", "trainer.max_steps", "trainer.clip_grad_norm",
+)  # fmt: skip
+WHERE_AND_HOW = (
+    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_anyway", "evaluation", "parallel._target_",
+    "parallel.replicate", "parallel.cpu_offload", "model.attention", "model.trust_remote_code", "data.layout",
+    "data.row_length", "data.num_workers", "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every",
+    "trainer.save_every", "trainer.keep_checkpoints", "trainer.on_failed_save", "trainer.skip_nonfinite",
+    "trainer.compile", "trainer.activation_checkpointing", "trainer.deterministic",
+)  # fmt: skip
 
 
 def put(config: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
