@@ -1,8 +1,10 @@
 """Fixtures that are lopsided on purpose, each named for the mistake that a symmetric one lets through."""
 
+import os
 import random
 
 import numpy as np
+import pytest
 import torch
 
 
@@ -25,3 +27,10 @@ def draws() -> dict[str, list[float]]:
         "numpy": [float(np.random.standard_normal()), *np.random.random(3).tolist()],
         "python": [random.gauss(0, 1), random.random(), random.random()],
     }
+
+
+def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which every file that is made to survive a power cut is added, by the name that it has then."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    return synced

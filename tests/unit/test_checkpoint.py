@@ -19,6 +19,7 @@ from sftlab.checkpoint import Checkpoints, SaveFailed, local
 from sftlab.models.scorer import Scorer
 from sftlab.optim import adamw
 from sftlab.parallel import fsdp2
+from tests.asymmetric import record_syncs
 from tests.support import tiny_llama
 
 
@@ -389,6 +390,17 @@ def test_a_save_leaves_torchs_checksums_as_they_were(one: Any, pair: Any, tmp_pa
             assert torch.serialization.get_crc32_options() is setting
         finally:
             torch.serialization.set_crc32_options(True)
+
+
+def test_what_makes_a_checkpoint_whole_is_on_the_disk_when_it_is_told(
+    one: Any, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = record_syncs(monkeypatch)
+    checkpoints = Checkpoints(tmp_path, 1, one, quiet)
+    checkpoints.save(1, *pair, {"score": None})
+    checkpoints.wait()
+    partial = tmp_path / ".step_00000001.partial"
+    assert synced[-2:] == [str(partial / "checkpoint.json"), str(tmp_path)]
 
 
 def test_bytes_are_those_of_every_tensor_however_deep() -> None:

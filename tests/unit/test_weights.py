@@ -18,6 +18,7 @@ from sftlab.models.scorer import Scorer
 from sftlab.models.weights import describe, export, parameter_count, weights_of
 from sftlab.optim import adamw
 from sftlab.parallel import fsdp2
+from tests.asymmetric import record_syncs
 from tests.support import byte_tokenizer, tiny_llama
 
 Left = tuple[Path, Any, Any]
@@ -111,6 +112,16 @@ def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(left: Left
     export(path, tmp_path / "model", torch.float32)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert not (tmp_path / "model/of_before.txt").exists() and (tmp_path / "model/model.safetensors").exists()
+
+
+def test_every_file_of_an_export_is_on_the_disk_before_its_folder_has_its_name(
+    left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = record_syncs(monkeypatch)
+    export(left[0], tmp_path / "model", torch.float32)
+    partial = tmp_path / ".model.partial"
+    assert sorted(synced[:-2]) == sorted(str(partial / p.name) for p in (tmp_path / "model").iterdir())
+    assert synced[-2:] == [str(partial), str(tmp_path)]
 
 
 def test_a_damaged_checkpoint_is_not_exported(left: Left, tmp_path: Path) -> None:
