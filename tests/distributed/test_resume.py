@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import compose, measured, run_all
+from tests.runs import compose, measured, run_all, run_here
 from tests.support import read_jsonl
 
 # 36 examples in steps of 12: epoch 1 is steps 1 to 3, epoch 2 steps 4 to 6. The checkpoint of step 4 is in epoch 2.
@@ -96,10 +96,13 @@ def test_a_finished_run_says_so_and_runs_no_step(
     again = compose(runs / "straight", model_folder, squad_files, *CADENCE)
     other = compose(runs / "straight", model_folder, squad_files, *CADENCE, "seed=1", "optim.lr=0.02")
     never = compose(runs / "straight", model_folder, squad_files, *CADENCE, "resume=never")
-    ends = run_all([again, other, never])
-    assert ends[0][0].startswith("score") and "is finished: 9 steps" in capfd.readouterr().out
-    assert "optim.lr  0.01   0.02" in ends[1][0] and "seed      0      1" in ends[1][0]
-    assert "resume_anyway=true" in ends[1][0] and "resume=never" in ends[2][0]
+    ends = [run_here(config) for config in (again, other, never)]
+    score = measured(runs / "straight")[9, "val/loss"]
+    assert ends[0] == f"score {score!r}"
+    said = f"is finished: 9 steps, score {score:.4f}; nothing to do. The model is {runs / 'straight/model'}"
+    assert said in capfd.readouterr().out
+    assert "optim.lr  0.01   0.02" in ends[1] and "seed      0      1" in ends[1]
+    assert "resume_anyway=true" in ends[1] and "resume=never" in ends[2]
     assert (runs / "straight/metrics.jsonl").read_bytes() == before
 
 
@@ -108,7 +111,7 @@ def test_gauntlet_23_two_ranks_then_one_then_four(
 ) -> None:
     config = compose(runs / "elastic", model_folder, squad_files, *CADENCE)
     indices = runs / "elastic.indices"
-    assert run_all([{**config, "crash_at": 8, "indices": str(indices)}]) == [["Crash: "]]
+    assert run_here({**config, "crash_at": 8, "indices": str(indices)}) == "Crash: "
     assert run_all([{**config, "indices": str(indices)}], ranks=4)[0][0].startswith("score")
     log = (runs / "elastic/train.log").read_text()
     assert "step_00000004, step 4" in log and "step_00000006, step 6" in log
@@ -121,7 +124,7 @@ def test_gauntlet_23_two_ranks_then_one_then_four(
     assert seen == {k["step"]: k["indices"] for k in read_jsonl(runs / "straight.indices") if k["step"] > 4}
 
 
-def test_the_newest_and_the_best_checkpoint_are_kept(runs: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_say_their_score_where_they_were_evaluated(runs: Path) -> None:
     folder = runs / "straight/checkpoints"
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000008", "step_00000009"]
     assert (folder / "latest").resolve().name == "step_00000009"

@@ -184,7 +184,7 @@ def test_a_save_waits_for_the_one_before_it(one: Any, pair: Any, tmp_path: Path)
 
 def test_what_hangs_is_not_waited_for_at_the_end(one: Any, pair: Any, tmp_path: Path) -> None:
     go = threading.Event()
-    checkpoints = Checkpoints(tmp_path, 1, one, quiet, sidecar=lambda folder: go.wait(60) and None)
+    checkpoints = Checkpoints(tmp_path, 1, one, quiet, sidecar=lambda folder: go.wait(5) and None)
     checkpoints.save(1, *pair, {"score": None})
     checkpoints.close(0.01)
     (thread,) = [t for t in threading.enumerate() if t.name == "checkpoint"]
