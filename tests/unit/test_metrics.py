@@ -110,6 +110,18 @@ def test_a_resume_from_a_step_keeps_that_step_and_none_after_it(tmp_path: Path) 
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "samples.jsonl"}
 
 
+def test_a_kill_while_lines_are_cut_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    metrics = five_steps(tmp_path / "metrics.jsonl")
+    before = read_jsonl(tmp_path / "metrics.jsonl"), read_jsonl(tmp_path / "samples.jsonl")
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        metrics.cut(2)
+    assert (read_jsonl(tmp_path / "metrics.jsonl"), read_jsonl(tmp_path / "samples.jsonl")) == before
+
+
 def test_what_a_run_knew_is_forgotten_when_it_is_cut(tmp_path: Path) -> None:
     metrics = five_steps(tmp_path / "metrics.jsonl")
     metrics.cut(1)

@@ -17,7 +17,6 @@ import yaml
 from sftlab import rundir
 from sftlab.rundir import RunDirError, claim
 from tests.runs import compose
-from tests.support import REPO
 
 CONFIG: dict[str, Any] = {
     "name": "sft",
@@ -240,25 +239,54 @@ def test_what_a_run_ran_with(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(versions) >= {"sftlab", "transformers", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy"}
 
 
+COMMIT = "import json; from sftlab import rundir; print(json.dumps(rundir.commit()))"
+
+
+def commit_of(folder: Path, elsewhere: Path) -> dict[str, str | None]:
+    """Return what a copy of the package in `folder` says of its commit, started from another folder."""
+    shutil.copytree(
+        Path(rundir.__file__).parent,
+        folder / "sftlab",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMIT], env=environment, cwd=elsewhere, capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(done.stdout))
+
+
 def test_the_commit_and_the_diff_are_those_of_the_code_that_runs(tmp_path: Path) -> None:
-    asked = {"git_commit": ("rev-parse", "HEAD"), "git_diff": ("diff", "HEAD")}
-    expected = {}
-    for key, arguments in asked.items():
-        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True)
-        expected[key] = done.stdout.strip() if done.returncode == 0 else None
-    assert rundir.commit() == expected
-    assert rundir.git("no-such-command") is None
+    repo = tmp_path / "checkout"
+    repo.mkdir()
+
+    def git(*arguments: str) -> str:
+        typed = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(typed, cwd=repo, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    for name in ("staged", "edited"):
+        (repo / name).write_text("before\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    for name in ("staged", "edited"):
+        (repo / name).write_text(f"{name} now\n")
+    git("add", "staged")
+    found = commit_of(repo, tmp_path)
+    assert found["git_commit"] == git("rev-parse", "HEAD")
+    assert "+staged now" in (found["git_diff"] or "") and "+edited now" in (found["git_diff"] or "")
+
+
+def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
+    assert commit_of(tmp_path / "copy", tmp_path) == {"git_commit": None, "git_diff": None}
 
 
 def test_a_copied_package_is_that_of_the_commit_it_was_copied_from(tmp_path: Path) -> None:
-    package = tmp_path / "copy" / "sftlab"
-    shutil.copytree(Path(rundir.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     record = {"git_commit": "c0ffee", "git_diff": "+1", "digest": "d"}
+    (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / rundir.GIT).write_text(json.dumps(record))
-    code = "import json; from sftlab import rundir; print(json.dumps(rundir.commit()))"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert json.loads(done.stdout) == {"git_commit": "c0ffee", "git_diff": "+1"}, done.stderr
+    assert commit_of(tmp_path / "copy", tmp_path) == {"git_commit": "c0ffee", "git_diff": "+1"}
 
 
 def test_of_several_failures_the_first_is_told_unless_it_only_lost_a_peer(tmp_path: Path) -> None:
@@ -338,3 +366,15 @@ def test_a_config_that_is_none_is_named(run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text("- a\n- b\n")
     with pytest.raises(RunDirError, match=r"config\.yaml is not the config of a run"):
         claim(run_dir, CONFIG, [])
+
+
+def killed(self: Path, target: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_file_that_was_being_written_at_a_kill_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rundir.write_summary(tmp_path, {"status": "finished"})
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rundir.write_summary(tmp_path, {"status": "failed"})
+    assert rundir.read_summary(tmp_path) == {"status": "finished"}
