@@ -103,7 +103,7 @@ def test_errors_in_a_circle_end() -> None:
     assert isinstance(explain(first, "owner/name", "model", "run"), PermissionError)
 
 
-@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "../nowhere", "a/b/c", "~/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "../nowhere", "a/b/c", "~/nowhere"])
 def test_what_can_only_be_a_folder_is_a_missing_folder(name: str) -> None:
     found = explain(Http(404), name, "model", "model.name_or_path")
     assert isinstance(found, FileNotFoundError)

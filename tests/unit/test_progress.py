@@ -13,7 +13,7 @@ class Screen(io.StringIO):
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, shown: bool = True) -> str:
-    for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("FORCE_COLOR", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stderr", screen)
     with bar("answers", total=8, done=4, shown=shown) as advance:
