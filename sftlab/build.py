@@ -68,7 +68,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     scorer = parts["parallel"](
         scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
     )
-    fill(scorer, lambda: model.load_weights(model_config, seed), world)
+    generation = fill(scorer, lambda: model.load_weights(model_config, seed), world)
     probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
@@ -88,7 +88,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         rewind=claim.rewind,
         identity={"data": train.fingerprint},
         anyway=config.get("resume_anyway", False),
-        sidecar=partial(describe, scorer, tokenizer),
+        sidecar=partial(describe, scorer, tokenizer, generation=generation),
     )
     trainer = Trainer(
         scorer=scorer,

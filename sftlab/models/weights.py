@@ -25,8 +25,10 @@ IN_CHECKPOINT = "model.model."  # the state's model, the scorer's model
 GROUP_BYTES = 4 << 30
 
 
-def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
+def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> GenerationConfig | None:
     """Give a sharded scorer without memory the weights and buffers of the model that `load` returns, on rank 0 only.
+
+    Returns that model's own generation config there, None elsewhere: the scorer's is made from the config alone.
 
     Buffers that are not saved (rotary tables, float32) are copied too: recomputing them is where AutoModel #2549 went
     wrong. Collective.
@@ -44,13 +46,17 @@ def fill(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> N
         if whole is not None:
             buffer.copy_(theirs[name])
         dist.broadcast(buffer, src=0)
+    return whole.generation_config if whole is not None else None
 
 
-def describe(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
-    """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer."""
+def describe(scorer: Scorer, tokenizer: Any, folder: Path, generation: GenerationConfig | None = None) -> None:
+    """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer.
+
+    `generation` goes before the model's own; it is no part of the model, or it would change a run's answers.
+    """
     scorer.model.config.save_pretrained(folder)
-    if scorer.model.generation_config is not None:
-        scorer.model.generation_config.save_pretrained(folder)
+    if generation := generation or scorer.model.generation_config:
+        generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

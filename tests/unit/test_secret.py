@@ -1,13 +1,17 @@
 """Secrets are refused in a config and struck out of texts; the run's files hold none."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sftlab import command, rundir, secret
 from sftlab.console import Console
+from sftlab.run import run
+from tests.runs import compose
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -16,6 +20,17 @@ TOKEN = "hf_" + "aB3" * 12
     ("text", "kind"),
     [
         (f"--token {TOKEN}", "a Hugging Face token"),
+        ("hf_" + "a1" * 15, "a Hugging Face token"),
+        ("ghp_" + "a1" * 18, "a GitHub token"),
+        ("ghs_" + "a1" * 18, "a GitHub token"),
+        ("github_pat_" + "a_" * 11, "a GitHub token"),
+        ("sk-ant-" + "x" * 32, "an OpenAI or Anthropic key"),
+        ("sk-" + "x" * 32, "an OpenAI or Anthropic key"),
+        ("ASIA" + "7" * 16, "an AWS key"),
+        ("apikey: " + "0f" * 16, "a Weights & Biases or other API key"),
+        ("API_KEY='" + "0f" * 16, "a Weights & Biases or other API key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("-----BEGIN PRIVATE KEY-----", "a private key"),
         ("https://me:hunter22@host/data.jsonl", "a password in a URL"),
         ("sk-proj-" + "x" * 40, "an OpenAI or Anthropic key"),
         ("AKIA" + "A" * 16, "an AWS key"),
@@ -29,6 +44,61 @@ def test_a_secret_is_refused_by_key_and_not_repeated(text: str, kind: str, monke
         secret.refuse({"seed": 1, "data": {"extra": {"path": ["a", text]}}})
     assert text not in str(refused.value) and TOKEN not in str(refused.value)
     assert secret.STRUCK in secret.strike(f"before {text} after") and text not in secret.strike(f"before {text} after")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf_" + "a" * 29, "xhf_" + "a" * 40, "ghp_" + "a" * 35, "github_pat_" + "a" * 21, "sk-" + "x" * 31),
+        *("AKIA" + "A" * 15, "AKIA" + "A" * 17, "apikey=" + "0f" * 15, "https://host:80/a@b", "a key of ours"),
+        "-----BEGIN PUBLIC KEY-----",
+    ],
+)
+def test_what_is_too_short_or_only_looks_alike_passes(text: str) -> None:
+    secret.refuse({"a": text})
+    assert secret.strike(text) == text
+
+
+@pytest.mark.parametrize("name", ["TOKEN", "HF_TOKEN", "A_SECRET", "X_PASSWORD", "MY_PASSWD", "api_key", "KEY"])
+def test_the_value_of_every_variable_named_as_a_secret_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "eight888")
+    with pytest.raises(ValueError, match=rf"^a holds the value of {name}, and"):
+        secret.refuse({"a": "xeight888x"})
+    assert secret.strike("eight888, eight888") == f"{secret.STRUCK}, {secret.STRUCK}"
+    monkeypatch.setenv(name, "seven77")
+    secret.refuse({"a": "seven77"})
+
+
+@pytest.mark.parametrize("name", ["MONKEY", "KEYS", "TOKEN_FILE", "TOKENS"])
+def test_other_variables_hold_no_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "ordinary words")
+    secret.refuse({"a": "ordinary words"})
+
+
+def test_secrets_are_found_wherever_they_stand_in_a_config() -> None:
+    for config, path in (
+        ({"a": 1, "b": {"c": [{"d": TOKEN}]}}, "b.c.d"),
+        ({"a": ("x", TOKEN)}, "a"),
+        ({"b": {"a": None, 3: TOKEN}}, "b.3"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{re.escape(path)} holds a Hugging Face token"):
+            secret.refuse(config)
+    assert secret.strike(f"{TOKEN} and AKIA{'A' * 16}, {TOKEN}") == "[secret] and [secret], [secret]"
+
+
+def test_a_run_refuses_a_secret_before_it_writes_anything(
+    tmp_path: Path, model_folder: Path, squad_files: tuple[Path, Path]
+) -> None:
+    config = compose(tmp_path / "run", model_folder, squad_files)
+    config["data"]["subset"] = TOKEN
+    with pytest.raises(ValueError, match=r"^data\.subset holds a Hugging Face token") as refused:
+        run(config, [])
+    assert TOKEN not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_strikes_a_secret_out_of_the_overrides_it_keeps(tmp_path: Path) -> None:
+    rundir.claim(tmp_path / "run", {"resume": "auto", "note": "a"}, ["seed=0", f"data.path={TOKEN}"])
+    assert yaml.safe_load((tmp_path / "run/overrides.yaml").read_text()) == ["seed=0", f"data.path={secret.STRUCK}"]
 
 
 def test_ordinary_settings_and_short_values_pass(monkeypatch: pytest.MonkeyPatch) -> None:

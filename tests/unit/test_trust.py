@@ -2,12 +2,15 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sftlab.models.load import Model
+from sftlab.trained import export_checkpoint
 from tests.support import make_model_folder
 
 CODE = """
@@ -48,3 +51,17 @@ def test_code_that_is_trusted_runs_after_a_warning(folder: Path, caplog: pytest.
     assert (
         record.levelname == "WARNING" and str(folder) in record.message and "will run on this machine" in record.message
     )
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_export_runs_a_models_own_code_only_if_its_run_was_allowed_to(folder: Path, trusted: bool) -> None:
+    """The code is a config's alone, so that the export ends with an error either way: what counts is whether it ran."""
+    run_dir = folder.parent / "run"
+    checkpoint = run_dir / "checkpoints/step_00000001"
+    shutil.copytree(folder, checkpoint / "hf")
+    (checkpoint / "checkpoint.json").write_text('{"step": 1, "files": {}}')
+    config = {"model": {"trust_remote_code": trusted}, "parallel": {}}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="OwnConfig" if trusted else "trust_remote_code"):
+        export_checkpoint(checkpoint, run_dir / "export/step_00000001")
+    assert (folder.parent / "it_ran").exists() is trusted
