@@ -1,7 +1,7 @@
 """docs/guide.md as it stands: every command and program in it is run, in its order, in a folder of its own.
 
 What differs from the page is in SUBSTITUTIONS, and nowhere else: the gated model, data that needs a network, the number
-of processes, the number of steps, a busy port and a task from the hub.
+of processes, the number of steps, a busy port and a task from the hub. `python` is one that has imported torch before.
 """
 
 import json
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import yaml
 from sftlab.assets import FOLDER as ASSETS
 from tests.local_hub import LocalHub
 from tests.support import REPO, free_port, read_jsonl
+from tests.warm import warm
 
 GUIDE = (REPO / "docs" / "guide.md").read_text(encoding="utf-8")
 PORT = free_port()
@@ -62,10 +63,11 @@ class Walk:
 
     folder: Path
     environment: dict[str, str]
+    python: Path
     printed: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, language: str, block: str) -> None:
-        arguments = ["bash", "-euc", block] if language == "bash" else [sys.executable, "-c", block]
+        arguments = ["bash", "-euc", block] if language == "bash" else [str(self.python), "-c", block]
         done = subprocess.run(
             arguments, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
         )
@@ -115,12 +117,15 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     (folder / "tasks" / "lighthouses.yaml").write_text(TASK)
     row = {"question": "Who keeps the light?", "choices": ["the keeper", "the oven"], "gold": 0}
     (folder / "tasks" / "documents.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
-    with LocalHub().running() as hub:
+    (binaries := tmp_path_factory.mktemp("bin")).chmod(0o700)
+    with ExitStack() as stack:
+        hub = stack.enter_context(LocalHub().running())
         environment = os.environ | hub.env | {"HF_HOME": str(folder / "home"), "PYTHONPATH": str(REPO)}
-        environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
-        environment["MASTER_PORT"] = str(free_port())
+        environment |= {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
         environment.pop("HF_DATASETS_CACHE", None)
-        walk = Walk(folder, environment)
+        python = stack.enter_context(warm(binaries, environment, "lm_eval", "sftlab.evaluation", "openai")).python
+        environment["PATH"] = f"{binaries}:{Path(sys.executable).parent}:{environment['PATH']}"
+        walk = Walk(folder, environment, python)
         blocks = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
         assert {language for language, _ in blocks} == {"bash", "python"}
         blocks = [(language, substituted(block)) for language, block in blocks]

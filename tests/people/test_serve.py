@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,27 @@ import pytest
 import torch
 from openai import OpenAI
 
+from sftlab import generate, serve
 from sftlab.assets import FOLDER as ASSETS
 from sftlab.inference import Inference
 from sftlab.serving.app import make_app
 from sftlab.serving.engine import Engine
 from sftlab.serving.protocol import UNSUPPORTED
-from sftlab.serving.servers import TransformersServer, bind, wait_until_healthy
-from sftlab.trained import resolve
+from sftlab.serving.servers import (
+    TransformersServer,
+    VllmServer,
+    ask,
+    bind,
+    has_vllm,
+    vllm_command,
+    wait_until_healthy,
+)
+from sftlab.trained import Trained, resolve
 from tests.people.conftest import Typed
-from tests.support import REPO, command, read_jsonl
+from tests.support import REPO, free_port, read_jsonl
 
 NAME = "demo, served"
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VLLM_PYTHON = os.environ.get("SFTLAB_VLLM_PYTHON")  # the Python of an environment with vLLM
 
 
@@ -101,8 +113,9 @@ def generated(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     folder = tmp_path_factory.mktemp("generated")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
     files = (f"prompts={folder}/prompts.jsonl", f"output={folder}/answers.jsonl")
-    done = command("generate", f"run={demo_run}", *files, "max_new_tokens=12")
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sftlab-generate", f"run={demo_run}", *files, "max_new_tokens=12"])
+        generate.main()
     return [line["answer"] for line in read_jsonl(folder / "answers.jsonl")]
 
 
@@ -139,8 +152,9 @@ def test_health_and_the_run_s_model_alone(served: Served, client: OpenAI) -> Non
 def test_the_smoke_query_is_shown(served: Served, generated: list[str]) -> None:
     shown = "".join(served.lines)
     assert served.url.startswith("http://127.0.0.1:") and "served by transformers" in shown
+    assert f"asked: {' '.join(PROMPTS[0].split())[:20]}" in shown
     (answer,) = re.findall(r"answered: (.*)", shown)
-    assert answer == "(nothing)" or answer.startswith(" ".join(generated[0].split()))
+    assert generated[0] and answer.startswith(" ".join(generated[0].split()))
     assert f"curl {served.url}/v1/completions" in shown
 
 
@@ -257,10 +271,319 @@ def test_what_is_missing_is_named(demo_run: Path, refused: Typed, monkeypatch: p
     assert "needs uvicorn: pip install 'sftlab[serve]'" in refused("serve", run)
 
 
-def test_a_server_that_cannot_answer_ends(demo_run: Path) -> None:
-    done = command("serve", f"run={demo_run}", "engine=transformers", "port=0", f"prompt={'word ' * 5000}")
-    assert done.returncode == 1 and "the server started but does not answer" in done.stderr
-    assert "context holds 4096" in done.stderr and "Traceback" not in done.stderr
+def test_a_server_that_cannot_answer_ends(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = (f"run={model_folder}", "engine=transformers", "port=0", f"prompt={'word ' * 5000}")
+    monkeypatch.setattr(sys, "argv", ["sftlab-serve", *typed])
+    with pytest.raises(SystemExit) as stop:
+        serve.main()
+    error = capfd.readouterr().err
+    assert stop.value.code == 1 and error.startswith("error: the server started but does not answer: /v1/completions")
+    assert "context holds 2048" in error and "Traceback" not in error
+
+
+def test_host_port_and_engine_are_those_typed(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fake_vllm: str
+) -> None:
+    """In this process, up to the Ctrl-C that a person would press."""
+    url, running, found = f"http://127.0.0.2:{(port := free_port())}", threading.Event(), []
+    running.set()
+
+    def visit() -> None:
+        if wait_until_healthy(url, running, 30):
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as reply:
+                found.extend(json.load(reply)["data"])
+        if running.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    visitor = threading.Thread(target=visit)
+    typed = (f"run={model_folder}", "engine=transformers", "host=127.0.0.2", f"port={port}", f"vllm_python={fake_vllm}")
+    monkeypatch.setattr(sys, "argv", ["sftlab-serve", *typed])
+    visitor.start()
+    try:
+        serve.main()
+    finally:
+        running.clear()
+        visitor.join()
+    lines = capfd.readouterr().out.splitlines()
+    assert [(card["id"], card["max_model_len"]) for card in found] == [(model_folder.name, 2048)]
+    assert lines[0] == f"{model_folder.name}: {model_folder}, served by transformers on {url}"
+    assert lines[1] == "host=127.0.0.2: everybody who can reach this machine can use it; there is no password"
+    assert lines[-1] == "stopped"
+
+
+# A program that stands in for a Python with vLLM: it notes how it was called, answers one question and ends with 3. It
+# refuses the question where FAKE=refuses, and then waits to be stopped; it ends with 5 at once where FAKE=dies.
+FAKE = """#!{python} -SE
+import json, os, signal, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+def note(**more):
+    with open(sys.argv[0] + ".json", "w") as file:
+        json.dump({{"arguments": sys.argv[1:], **more}}, file)
+
+def terminated(*_):
+    note(terminated=True)
+    os._exit(0)
+
+if sys.argv[1] == "-c":
+    sys.exit(0)
+mode = os.environ.get("FAKE")
+if mode == "dies":
+    sys.exit(5)
+signal.signal(signal.SIGTERM, terminated)
+signal.alarm(30)
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def do_GET(self):
+        self.answer(200, b"")
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if mode == "refuses":
+            self.answer(400, b"no, thanks")
+            return
+        note(path=self.path, body=body, no_usage=os.environ["VLLM_NO_USAGE_STATS"], type=self.headers["Content-Type"])
+        self.answer(200, json.dumps({{"choices": [{{"text": " of vLLM"}}]}}).encode())
+        os._exit(3)
+
+    def log_message(self, *_):
+        pass
+
+class Server(HTTPServer):
+    address_family = 10 if ":" in sys.argv[sys.argv.index("--host") + 1] else 2
+
+Server((sys.argv[sys.argv.index("--host") + 1], int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The program, in a home folder of its own; its note lies beside it."""
+    program = tmp_path / "home" / "python"
+    program.parent.mkdir()
+    program.write_text(FAKE.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(program.parent))
+    return "~/python"
+
+
+def serve_to_its_end(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """Run the command in this process until it exits; return its exit code."""
+    threads = threading.active_count()
+    monkeypatch.setattr(sys, "argv", ["sftlab-serve", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        serve.main()
+    assert threading.active_count() == threads, "nothing waits on for a server that has ended"
+    return stop.value.code
+
+
+@pytest.mark.parametrize(("host", "trusted"), [("0.0.0.0", True), ("::", False), ("127.0.0.1", False)])
+def test_vllm_gets_everything_that_was_typed(
+    host: str,
+    trusted: bool,
+    fake_vllm: str,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if ":" in host:
+        try:
+            bind("::1", 0).close()
+        except ValueError:
+            pytest.skip("this machine has no IPv6")
+    run = tmp_path / "a run"
+    run.mkdir()
+    (run / "model").symlink_to(model_folder)
+    (run / "config.yaml").write_text(f"model: {{trust_remote_code: {str(trusted).lower()}}}\n")
+    port = free_port()
+    typed = [f"run={run}", f"host='{host}'", f"port={port}", f"vllm_python={fake_vllm}", "prompt=Who, [me]?"]
+    typed += ["name=mine"] if trusted else []
+    code = serve_to_its_end(monkeypatch, *typed, "vllm_arguments=[--max-model-len,auto]")
+    noted = json.loads((tmp_path / "home" / "python.json").read_text())
+    name = "mine" if trusted else "a run"
+    arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(run / "model")]
+    arguments += ["--served-model-name", name, "--host", host, "--port", str(port)]
+    arguments += ["--dtype", str(Inference.load(resolve(str(model_folder)), HERE).scorer.model.dtype)[6:]]
+    arguments += ["--trust-remote-code"] * trusted + ["--max-model-len", "auto"]
+    assert noted == {
+        "arguments": arguments,
+        "path": "/v1/completions",
+        "body": {"model": name, "prompt": "Who, [me]?", "max_tokens": 16, "temperature": 0},
+        "no_usage": "1",
+        "type": "application/json",
+    }
+    assert code == 3, "the engine's own"
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == f"{name}: {run / 'model'}, served by vllm on http://{shown}:{port}"
+    warning = f"host={host}: everybody who can reach this machine can use it; there is no password"
+    assert (warning in lines) == (host != "127.0.0.1")
+    assert " ".join([str(tmp_path / "home" / "python"), *arguments]) in lines
+    assert any(line.startswith("ready after ") and line.endswith("; asked: Who, [me]?") for line in lines)
+    assert f"{'answered':>24}: of vLLM" in lines
+    assert f"try it: curl http://{shown}:{port}/v1/completions -H 'Content-Type: application/json' \\" in lines
+    assert f'"model": "{name}"' in lines[-1]
+
+
+def test_vllm_that_refuses_the_first_question_is_stopped(
+    fake_vllm: str,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FAKE", "refuses")
+    typed = (f"run={model_folder}", "engine=vllm", "port=0", f"vllm_python={fake_vllm}")
+    assert serve_to_its_end(monkeypatch, *typed) == 1
+    said = "error: the server started but does not answer: /v1/completions answers 400: no, thanks\n"
+    assert capfd.readouterr().err == said
+    assert json.loads((tmp_path / "home" / "python.json").read_text())["terminated"]
+
+
+def test_vllm_that_ends_before_it_answers_gives_its_exit_code(
+    fake_vllm: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE", "dies")
+    typed = (f"run={model_folder}", "engine=vllm", "port=0", f"vllm_python={fake_vllm}")
+    assert serve_to_its_end(monkeypatch, *typed) == 5
+    assert "ready after" not in capfd.readouterr().out
+
+
+def test_vllm_s_process_ends_with_this_one() -> None:
+    """SIGTERM reaches this process once vLLM's has started."""
+    server = VllmServer([sys.executable, "-SEc", "import time; time.sleep(60)"])
+    before = signal.getsignal(signal.SIGTERM)
+    server.stop()  # before it runs there is nothing to stop
+
+    def terminate() -> None:
+        while server.process is None:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(terminate)
+        server.run()
+    assert server.process is not None and server.process.wait(30) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    server.stop()  # nor is there afterwards
+
+
+def test_vllm_is_killed_where_it_does_not_end_gently() -> None:
+    calls: list[Any] = []
+
+    class Deaf:
+        def poll(self) -> None:
+            return None
+
+        def terminate(self) -> None:
+            calls.append("terminate")
+
+        def wait(self, limit_s: float) -> None:
+            calls.append(limit_s)
+            raise subprocess.TimeoutExpired("vllm", limit_s)
+
+        def kill(self) -> None:
+            calls.append("kill")
+
+    server = VllmServer([])
+    server.process = Deaf()  # type: ignore[assignment]
+    server.stop()
+    assert calls == ["terminate", 20, "kill"]
+
+
+def test_the_command_for_vllm_in_this_python() -> None:
+    assert vllm_command(
+        "M", name="N", host="H", port=5, dtype="float16", python=None, trust_remote_code=False, arguments=()
+    ) == [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "M", "--served-model-name", "N"),
+        *("--host", "H", "--port", "5", "--dtype", "float16"),
+    ]
+
+
+def test_whether_a_python_has_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm.py").write_text("raise SystemExit('it is not imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert has_vllm(None)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert has_vllm(sys.executable)
+
+
+def test_a_model_is_called_after_its_run_its_folder_or_its_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert serve.default_name(Trained(".", "model", Path("."))) == "run"
+    assert serve.default_name(Trained("model", "model")) == "model"
+    assert serve.default_name(Trained(".", ".")) == "run"
+    assert serve.default_name(Trained("ada/demo", "ada/demo")) == "ada/demo"
+    assert serve.default_name(Trained("asset://demo/model", "asset://demo/model")) == "demo/model"
+
+
+def test_a_bound_port_listens_and_is_nobody_else_s() -> None:
+    with bind("127.0.0.2", 0) as bound:
+        host, port = bound.getsockname()
+        assert host == "127.0.0.2" and port > 0
+        with socket.create_connection((host, port), timeout=10):
+            pass
+        with pytest.raises(ValueError, match=f"^port={port} is busy, another program listens there: give another"):
+            bind(host, port)
+        bind("127.0.0.1", port).close()  # another address
+        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), "a server that has ended blocks no port"
+    again = bind(host, port)
+    assert again.getsockname() == (host, port)
+    again.close()
+
+
+class Warming(BaseHTTPRequestHandler):
+    """A server that is not ready, then half ready, then ready; it refuses every question."""
+
+    statuses: list[int]
+
+    def do_GET(self) -> None:
+        self.answer(self.statuses.pop(0) if self.path == "/health" else 404)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(418)
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0" if status == 204 else "3")
+        self.end_headers()
+        self.wfile.write(b"" if status == 204 else b"t\xffa")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_server_is_healthy_once_it_answers_200() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Warming)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url, running = f"http://127.0.0.1:{server.server_port}", threading.Event()
+    Warming.statuses = [503, 204, 200, 200]
+    try:
+        assert not wait_until_healthy(url, running, 30), "it has ended"
+        running.set()
+        assert not wait_until_healthy(url, running, 0), "no time is left"
+        assert wait_until_healthy(url, running, 30) and Warming.statuses == [200]
+        with pytest.raises(ValueError, match=r"^/v1/x answers 418: t\ufffda$"):
+            ask(url, "/v1/x", {"a": 1})
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.skipif(not VLLM_PYTHON, reason="SFTLAB_VLLM_PYTHON names no Python that has vLLM")
