@@ -19,10 +19,12 @@ optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not i
 from hydra_plugins.sftlab_optuna._search import split  # noqa: E402
 from sftlab import points  # noqa: E402
 from sftlab import search as searching  # noqa: E402
+from sftlab import sweep as sweeping  # noqa: E402
+from sftlab import train as training  # noqa: E402
 from sftlab.launcher.record import Sweep  # noqa: E402
 from sftlab.search import Search, Settings  # noqa: E402
 from sftlab.trials import LocalTrials, birth  # noqa: E402
-from tests.support import REPO, command  # noqa: E402
+from tests.support import REPO  # noqa: E402
 
 SPACE = "optim.lr=tag(log,interval(1e-5,1e-1))"
 STEPS = 9
@@ -434,15 +436,26 @@ def test_local_trials_are_found_again_and_stopped(tmp_path: Path) -> None:
         sleeper.kill()
 
 
-def test_search_over_local_processes(tmp_path: Path, model_folder: Path, squad_files: tuple[Path, Path]) -> None:
+def test_search_over_local_processes(
+    tmp_path: Path,
+    model_folder: Path,
+    squad_files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """The command: two trials at once, each a process; `sftlab.sweep` ranks what came of it."""
+
+    def typed(main: Any, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["sftlab", *arguments])
+        main()
+        return capfd.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
     train, val = squad_files
     arguments = [f"model.name_or_path={model_folder}", "data=squad", f"data.path={train}", f"data.val_path={val}"]
     arguments += ["trainer.max_steps=4", "trainer.eval_every=2", "evaluation.answers=0", "tracker=none"]
     arguments += ["sweeper=optuna", "sweeper.n_trials=2", "sweeper.parallel_trials=2", "hydra.sweep.dir=sweeps/s"]
-    made = command("train", *arguments, SPACE, "trainer.batch_size=4,8", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    assert "trial 1  started" in made.stdout and "best: trial" in made.stdout
-    shown = command("sweep", "dir=sweeps/s", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "ranked by last val/loss" in shown.stdout and (tmp_path / "sweeps/s/report.html").exists()
+    out = typed(training.main, *arguments, SPACE, "trainer.batch_size=4,8")
+    assert "trial 1  started" in out and "best: trial" in out
+    assert "ranked by last val/loss" in typed(sweeping.main, "dir=sweeps/s")
+    assert (tmp_path / "sweeps/s/report.html").exists()
