@@ -23,5 +23,5 @@ def warm_python(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFa
     """A Python that has imported torch, for commands and for ranks: both nodes are this machine."""
     folder = tmp_path_factory.mktemp("warm")
     env = slurm_cluster.env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with warm(folder, env, "submitit", "sftlab.train", "sftlab.sweep") as made:
+    with warm(folder, env, "submitit", "hydra", "rich.live") as made:
         yield made.python

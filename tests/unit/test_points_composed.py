@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from hydra_plugins.sftlab_launcher._compose import PointsFailed, outcome
 from sftlab import train as training
 from sftlab.launcher import watch
 from sftlab.launcher.record import Sweep
+from sftlab.points import Point
 from tests.pretend import Clients, without_slurm_variables
 
 Command = Callable[..., str]
@@ -96,6 +98,14 @@ def test_by_default_the_command_waits_and_its_exit_says_what_became_of_the_point
     assert "ValueError: broke" in error and "retry=failed" in error
 
 
+def test_a_points_value_for_hydra_is_its_score_and_raises_where_it_failed(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"status": "finished", "score": 0.25, "best": {}}')
+    done = outcome(Point(0, ("a=1",), tmp_path, state="finished"), PointsFailed("of the others"))
+    assert (done.return_value, list(done.overrides or []), done.working_dir) == (0.25, ["a=1"], str(tmp_path))
+    with pytest.raises(PointsFailed, match="why"):
+        _ = outcome(Point(0, (), tmp_path, state="timeout"), PointsFailed("why")).return_value
+
+
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_come_back(
     command: Command, slurm: Clients, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +150,16 @@ def test_a_dry_run_shows_the_script_and_every_point_and_leaves_nothing(
     assert expected in out and "# point 0: " in out and "seed=4" in out and "# point 1: " in out and "seed=5" in out
     assert f"{tmp_path}/s/code" in out
     assert sorted(tmp_path.rglob("*")) == before and slurm.num_calls("sbatch") == 0
+
+
+def test_a_sites_example_changes_what_it_names_and_leaves_the_rest(command: Command, slurm: Clients) -> None:
+    lines = command("launcher=slurm_a100", "launcher.dry_run=true").splitlines()
+    for line in (
+        "nodes=1", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=16", "mem=0M", "constraint=a100", "time=1440",
+        "signal=USR2@300",
+    ):  # fmt: skip
+        assert f"#SBATCH --{line}" in lines
+    assert "export NCCL_DEBUG=WARN" in lines and not [s for s in lines if "partition" in s]
 
 
 def test_a_dry_run_leaves_what_was_there(command: Command, slurm: Clients, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from sftlab import comparison, points, winner
+from sftlab import run as runs
 from sftlab import sweep as sweeping
 from sftlab.command import CONF
 from sftlab.launcher.record import Sweep
@@ -129,7 +130,7 @@ def test_without_report_nothing_is_written(show: Show, tmp_path: Path) -> None:
     folder = unequal_sweep(tmp_path / "s")
     before = sorted(folder.rglob("*"))
     assert "ranked by" in show(f"dir={folder}", "report=false")
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before and list(Path().iterdir()) == []  # nor where it was typed
 
 
 def test_before_any_point_has_finished_there_is_a_report_and_no_winner(show: Show, tmp_path: Path) -> None:
@@ -260,6 +261,34 @@ def test_cancel_ends_the_jobs_that_live_and_names_what_it_cannot_end(
     (folder / "4" / "summary.json").write_text('{"status": "stopped"}')
     assert "0 jobs cancelled" in show(f"dir={folder}", "cancel=true", "report=false")
     assert slurm.num_calls("scancel") == 1
+
+
+def test_points_without_a_launcher_run_again_here_and_one_that_fails_does_not_keep_the_next_from_running(
+    show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, ran = tmp_path / "s", []
+    for num, status in enumerate(("failed", "finished", "stopped")):
+        write_point(folder, num, [f"optim.lr=0.{num + 1}"], [], status)
+    (folder / "0" / "config.yaml").write_text(yaml.safe_dump({"mine": 1}))  # as it was; point 2 left none
+
+    def run(config: dict[str, Any], overrides: list[str]) -> float:
+        ran.append((config, list(overrides)))
+        if config.get("mine"):
+            raise ValueError("no such luck")
+        write_point(tmp_path / "made", 2, [], [{"step": 10, "time_s": 1.0, "val/loss": 1.0}])
+        (tmp_path / "made" / "2" / "summary.json").replace(folder / "2" / "summary.json")
+        return 0.0
+
+    monkeypatch.setattr(runs, "run", run)
+    with pytest.raises(SystemExit) as stop:
+        show(f"dir={folder}", "retry=failed", "report=false")
+    assert stop.value.code == 1  # point 0 failed again
+    assert ran[0] == ({"mine": 1}, ["optim.lr=0.1"])
+    assert (ran[1][0]["optim"]["lr"], ran[1][0]["run_dir"], ran[1][1]) == (0.3, str(folder / "2"), ["optim.lr=0.3"])
+    assert len(ran) == 2
+    shown = capfd.readouterr()
+    assert "point 0: no such luck" in shown.err and "point 2: optim.lr=0.3" in shown.out
+    assert "1 failed, 2 finished" in shown.out
 
 
 def test_a_search_is_not_retried(show: Show, slurm: Clients, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
