@@ -151,17 +151,18 @@ def test_a_summary_that_is_not_finished_leaves_the_figures_to_the_metrics(tmp_pa
 def test_the_best_of_a_growing_file_goes_by_each_metrics_direction(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     val = [
-        {"step": 0, "val/loss": 4.0, "val/perplexity": 50.0, "val/f1": 0.1},
+        {"step": 0, "val/loss": float("nan"), "val/perplexity": float("inf"), "val/f1": float("inf")},
+        {"step": 1, "val/loss": 4.0, "val/perplexity": 50.0, "val/f1": 0.1},
         {"step": 2, "val/loss": 2.0, "val/perplexity": 7.0, "val/f1": 0.6},
         {"step": 4, "val/loss": float("nan"), "val/perplexity": float("inf"), "val/f1": 0.3},
         {"step": 6, "val/loss": 3.0, "val/perplexity": 20.0, "val/f1": 0.5},
     ]
-    lines = [line for v in val for line in (v, {"step": v["step"] + 1, "train/loss": 1.0, "time_s": v["step"]})]
+    lines = [line for v in val for line in ({"step": v["step"], "train/loss": 10.0 - v["step"], "time_s": 1.0}, v)]
     whole = "".join(json.dumps(line) + "\n" for line in lines)
     file.write_text(whole + '{"step": 8, "val/loss": 0.5')  # its last line is being written
     last, best = points.tail_of_metrics(file)
     assert best == {"val/loss": 2.0, "val/perplexity": 7.0, "val/f1": 0.6}
-    assert (last["step"], last["val/loss"], last["val/f1"], last["train/loss"]) == (7, 3.0, 0.5, 1.0)
+    assert (last["step"], last["val/loss"], last["val/f1"], last["train/loss"]) == (6, 3.0, 0.5, 4.0)
 
 
 def test_a_long_file_is_read_from_its_end(tmp_path: Path) -> None:
@@ -179,8 +180,9 @@ def test_a_long_file_is_read_from_its_end(tmp_path: Path) -> None:
 def test_a_series_is_in_order_and_a_step_written_twice_counts_as_written_last(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"step": s, "val/loss": float(s)} for s in (0, 2, 4)]
     lines += [{"step": 3, "train/loss": 7.0}, {"step": 2, "val/loss": 2.5}, {"step": 6, "val/loss": float("nan")}]
+    lines += [{"step": 1, "val/loss": 1.5}]
     write_point(tmp_path, 0, [], lines, "running")
-    assert points.series(tmp_path / "0", "val/loss") == [(0, 0.0), (2, 2.5), (4, 4.0)]
+    assert points.series(tmp_path / "0", "val/loss") == [(0, 0.0), (1, 1.5), (2, 2.5), (4, 4.0)]
     assert points.series(tmp_path / "1", "val/loss") == []
 
 
