@@ -57,6 +57,11 @@ def test_without_accounts_a_forgotten_job_is_unknown(slurm: Clients) -> None:
     assert jobs.states(["12", "13_1"]) == {"12": Job("UNKNOWN"), "13_1": Job("UNKNOWN")}
 
 
+def test_elements_that_accounts_name_together_are_not_cancelled(slurm: Clients) -> None:
+    slurm.answer("sacct", "12_[0-9]|PENDING\n13.batch|RUNNING\n")
+    assert jobs.states(["12_1", "13_1"]) == {"12_1": Job("UNKNOWN"), "13_1": Job("UNKNOWN")}
+
+
 def test_a_controller_that_does_not_answer_is_no_answer(slurm: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.answer("squeue", error="Unable to contact slurm controller", code=1)
     with pytest.raises(NoSlurm, match=r"squeue --all --array \.\.\. failed: Unable to contact slurm controller"):
