@@ -26,12 +26,13 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
     line.connect({address!r})
     socket.send_fds(line, [json.dumps(request).encode()], [0, 1, 2])
     child = int(line.recv(64))
-    try:
-        code = int(line.recv(64))
-    except KeyboardInterrupt:
-        os.kill(child, signal.SIGINT)
-        code = int(line.recv(64))
-    sys.exit(code)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    code = int(line.recv(64))
+if code < 0:  # end as the fork did, for a caller that wants to know by which signal
+    signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -125,6 +126,9 @@ def watch(line: socket.socket) -> None:
     for stream in streams:
         os.close(stream)
     line.send(str(child).encode())
+    end = os.pidfd_open(child)
+    if line in select.select([line, end], [], [])[0]:  # whoever asked is gone, killed perhaps
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     line.send(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
@@ -142,7 +146,8 @@ def run(arguments: list[str], cwd: str, env: dict[str, str], streams: list[int])
     os.environ.clear()
     os.environ.update(env)
     kind, what, *rest = [a for a in arguments if a != "-u"]  # torchrun's, for output without a buffer
-    sys.path[0] = cwd
+    given = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
+    sys.path[:1] = [*([] if env.get("PYTHONSAFEPATH") else [cwd]), *given]
     code: Any = 0
     try:
         if kind == "-m":

@@ -127,7 +127,9 @@ class Slurm:
     def extra(self) -> dict[str, Any]:
         """Return `launcher.sbatch` as sbatch spells it."""
         given = self.sbatch or {}
-        return {key.replace("_", "-"): value for key, value in given.items() if value not in (None, False)}
+        return {
+            key.replace("_", "-"): value for key, value in given.items() if value is not None and value is not False
+        }
 
     def shell_lines(self, sweep: Sweep, code: Path) -> list[str]:
         """Return the lines before srun: what the user wants, then what makes the ranks run the copied code."""

@@ -113,9 +113,9 @@ def test_without_slurm_the_error_says_where_to_go(tmp_path):
 def test_a_local_driver_that_is_told_to_end_ends_its_points_which_save_first(tmp_path, model_folder, squad_files):
     made = [f"model.name_or_path={model_folder}", "data=squad", f"data.path={squad_files[0]}", "data.val_path=null"]
     made += ["trainer.max_steps=100000", "trainer.batch_size=4", "tracker=none", f"hydra.sweep.dir={tmp_path}/sweep"]
-    typed = ["launcher=local", "launcher.parallel_points=2", "seed=1,2", *made]
+    typed = ["launcher=local", "launcher.parallel_points=2", *made]
     driver = subprocess.Popen([sys.executable, "-m", "sftlab.train", *typed], cwd=tmp_path)
-    points = [tmp_path / "sweep" / str(num) for num in range(2)]
+    points = [tmp_path / "sweep" / "0"]
     try:
         for point in points:
             wait_for(lambda point=point: len(read_metrics(point / "metrics.jsonl")) > 2)

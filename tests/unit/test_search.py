@@ -18,10 +18,13 @@ optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not i
 
 from hydra_plugins.sftlab_optuna._search import split  # noqa: E402
 from sftlab import points  # noqa: E402
+from sftlab import search as searching  # noqa: E402
+from sftlab import sweep as sweeping  # noqa: E402
+from sftlab import train as training  # noqa: E402
 from sftlab.launcher.record import Sweep  # noqa: E402
 from sftlab.search import Search, Settings  # noqa: E402
 from sftlab.trials import LocalTrials, birth  # noqa: E402
-from tests.support import REPO, command  # noqa: E402
+from tests.support import REPO  # noqa: E402
 
 SPACE = "optim.lr=tag(log,interval(1e-5,1e-1))"
 STEPS = 9
@@ -58,7 +61,8 @@ class PretendTrials:
         with file.open("a") as out:
             for step in range(done + 1, min(done + self.rate, STEPS) + 1):
                 loss = abs(math.log10(lr) + 3) + 1 / step
-                out.write(json.dumps({"step": step, "time_s": step, "val/loss": loss}) + "\n")
+                line = {"step": step, "time_s": step, "val/loss": loss, "val/f1": 1 / (1 + loss)}
+                out.write(json.dumps(line) + "\n")
         if done + self.rate >= STEPS:
             last = json.loads(file.read_text().splitlines()[-1])
             self._summary(num, {"status": "finished", "last": last, "best": last, "steps": STEPS})
@@ -71,7 +75,9 @@ class PretendTrials:
         (self.folder / str(num) / "summary.json").write_text(json.dumps(summary))
 
 
-def make_search(folder: Path, n_trials: int, trials: Any = None, space: str = SPACE, **changed: Any) -> Search:
+def make_search(
+    folder: Path, n_trials: int, trials: Any = None, space: str = SPACE, say: Any = lambda text: None, **changed: Any
+) -> Search:
     folder.mkdir(exist_ok=True)
     if not (folder / "sweep.json").exists():
         Sweep(folder, str(folder), ["x"], {}).write()
@@ -83,14 +89,12 @@ def make_search(folder: Path, n_trials: int, trials: Any = None, space: str = SP
     default = {"parallel_trials": 3, "metric": "val/loss", "seed": 0, "startup_trials": 4, "pruner": "hyperband"}
     default |= {"min_steps": None, "reduction_factor": 3, "eval_every": 1, "max_steps": STEPS}
     settings = Settings(n_trials=n_trials, **(default | changed))
-    return Search(
-        folder, split([space])[1], settings, trials or PretendTrials(folder), make_point, say=lambda text: None
-    )
+    return Search(folder, split([space])[1], settings, trials or PretendTrials(folder), make_point, say=say)
 
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sftlab.search.POLL_S", 0.001)
+    monkeypatch.setattr(searching, "POLL_S", 0.001)
 
 
 def test_space_is_hydras_grammar() -> None:
@@ -155,8 +159,15 @@ import sys
 from pathlib import Path
 from tests.unit import test_search
 folder = Path(sys.argv[1])
+verdicts = 0
+def say(text):
+    global verdicts
+    verdicts += " finished " in text or " pruned " in text
+    if verdicts == 6:  # waits to be killed here: within a write, Optuna's lock would keep the next driver for 30 s
+        print("six", flush=True)
+        sys.stdin.read()
 search = test_search.make_search(folder, 12, test_search.PretendTrials(folder, rate=1))
-search.say = lambda text: print(text, flush=True)
+search.say = say
 search.run()
 """
 
@@ -164,16 +175,11 @@ search.run()
 def test_a_killed_driver_is_followed_by_another(tmp_path: Path) -> None:
     """kill -9 at six verdicts of 12; the next driver keeps them all and judges every trial exactly once."""
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    driver = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env)
-    assert driver.stdout
-    verdicts = 0
-    while verdicts < 6:
-        line = driver.stdout.readline()
-        assert line, "the driver ended before it could be killed"
-        verdicts += " finished " in line or " pruned " in line
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], **pipes) as driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == "six\n", "the driver ended before it could be killed"
+        driver.kill()
     before = {t.number: (t.params, t.state, t.value) for t in optuna.load_study(
         study_name="sftlab",
         storage=optuna.storages.JournalStorage(
@@ -181,9 +187,11 @@ def test_a_killed_driver_is_followed_by_another(tmp_path: Path) -> None:
         ),
     ).trials}  # fmt: skip
     judged = {num for num, (_, state, _) in before.items() if state.is_finished()}
-    assert 6 <= len(judged) < 12
-    search = make_search(tmp_path, 12)
+    assert len(judged) == 6
+    said: list[str] = []
+    search = make_search(tmp_path, 12, say=said.append)
     search.run()
+    assert said[0] == f"going on with {len(before)} trials, {len(before) - 6} of them without a verdict"
     after = {t.number: (t.params, t.state, t.value) for t in search.study.trials}
     assert len(after) == 12 and all(state.is_finished() for _, state, _ in after.values())
     assert all(after[num] == before[num] for num in judged)
@@ -200,6 +208,209 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
             super().start(num)
 
     make_search(tmp_path, 2, Nested(tmp_path)).run()
+
+
+@pytest.mark.parametrize(("metric", "best_of"), [("val/f1", max), ("val/loss", min)])
+def test_a_search_goes_in_its_metrics_direction(tmp_path: Path, metric: str, best_of: Any) -> None:
+    said: list[str] = []
+    search = make_search(tmp_path, 12, metric=metric, say=said.append)
+    best = search.run()
+    complete = [t for t in search.study.trials if t.state.name == "COMPLETE"]
+    values = [t.value for t in complete]
+    assert best == best_of(values) and len(set(values)) > 2
+    winner = next(t for t in complete if t.value == best)
+    assert f"best: trial {winner.number}, {metric} {best:.5g}  optim.lr={winner.params['optim.lr']!r}" in said
+    # Those that were stopped on their way were behind the best at that step.
+    at = {t.number: t.intermediate_values for t in search.study.trials}
+    pruned = [t.number for t in search.study.trials if t.state.name == "PRUNED"]
+    assert pruned
+    for num in pruned:
+        step = max(at[num])
+        rivals = [at[t.number][step] for t in complete if step in at[t.number]]
+        assert best_of(at[num][step], *rivals) != at[num][step]
+
+
+def test_perplexity_is_minimised(tmp_path: Path) -> None:
+    directions = {
+        m: make_search(tmp_path / m[4:], 1, metric=m).study.direction.name for m in ("val/perplexity", "val/em")
+    }
+    assert directions == {"val/perplexity": "MINIMIZE", "val/em": "MAXIMIZE"}
+
+
+def proposals(folder: Path, num: int = 6, **changed: Any) -> list[float]:
+    search = make_search(folder, num, pruner=None, parallel_trials=1, **changed)
+    search.run()
+    return [t.params["optim.lr"] for t in search.study.trials]
+
+
+def test_proposals_follow_the_seed_and_learn_after_the_first_few(tmp_path: Path) -> None:
+    random = proposals(tmp_path / "a", seed=1, startup_trials=100)
+    assert proposals(tmp_path / "b", seed=1, startup_trials=100) == random
+    assert proposals(tmp_path / "c", seed=2, startup_trials=100)[0] != random[0]
+    learning = proposals(tmp_path / "d", seed=1, startup_trials=3)
+    assert learning[:3] == random[:3] and learning[3] != random[3]
+
+
+class Counted(PretendTrials):
+    """Counts how many trials are under way at once."""
+
+    most = 0
+
+    def start(self, num: int) -> None:
+        super().start(num)
+        begun = [n for n in self.started if not (self.folder / str(n) / "summary.json").exists()]
+        self.most = max(self.most, len(begun))
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_as_many_trials_run_at_once_as_told(tmp_path: Path, parallel: int) -> None:
+    trials = Counted(tmp_path)
+    make_search(tmp_path, 9, trials, parallel_trials=parallel, pruner=None).run()
+    assert trials.most == parallel and trials.started == list(range(9))
+
+
+def test_a_trial_is_not_stopped_before_its_first_rung_nor_at_its_end(tmp_path: Path) -> None:
+    def stopped_at(name: str, **changed: Any) -> list[int]:
+        search = make_search(tmp_path / name, 30, PretendTrials(tmp_path / name, rate=1), **changed)
+        search.run()
+        return sorted(t.last_step or 0 for t in search.study.trials if t.state.name == "PRUNED")
+
+    for name in ("early", "late", "none"):
+        (tmp_path / name).mkdir()
+    early, late = stopped_at("early"), stopped_at("late", min_steps=4)
+    assert early[0] < 4 <= late[0] and late[-1] < STEPS
+    assert stopped_at("none", pruner=None) == []
+
+
+def leave(folder: Path, params: Any, *, pruned: bool = False, files: bool = True, status: str = "") -> Any:
+    """Leave a trial without a verdict, as a killed driver does: proposed, with or without its directory."""
+    search = make_search(folder, 20)
+    trial = search.study.ask(search.space if params else {})
+    if pruned:
+        trial.set_user_attr("pruned", True)
+    if files:
+        search.make_point(trial.number, search.overrides(trial.params))
+    if status:
+        (folder / str(trial.number) / "summary.json").write_text(json.dumps(finished(2.5) | {"status": status}))
+    return trial.number
+
+
+def finished(value: float) -> dict[str, Any]:
+    return {"status": "finished", "last": {"step": STEPS, "val/loss": value}}
+
+
+def test_the_next_driver_starts_again_only_what_died(tmp_path: Path) -> None:
+    torn = leave(tmp_path, None, files=False)
+    lost = leave(tmp_path, SPACE, files=False)
+    died = leave(tmp_path, SPACE)
+    failed = leave(tmp_path, SPACE, status="failed")
+    done = leave(tmp_path, SPACE, status="finished")
+    pruned = leave(tmp_path, SPACE, pruned=True)
+    runs = leave(tmp_path, SPACE)
+    (tmp_path / str(runs) / "started").touch()
+    (tmp_path / str(pruned) / "metrics.jsonl").write_text(json.dumps({"step": 1, "val/loss": 9.0}) + "\n")
+    (tmp_path / str(pruned) / "summary.json").write_text('{"status": "stopped"}')
+    trials = PretendTrials(tmp_path)
+    said: list[str] = []
+    search = make_search(tmp_path, 7, trials, say=said.append, pruner=None)
+    search.run()
+    assert trials.started == [lost, died]
+    assert said[:3] == [
+        "going on with 7 trials, 7 of them without a verdict",
+        f"trial {lost}  started again",
+        f"trial {died}  started again",
+    ]
+    states = {t.number: t.state.name for t in search.study.trials}
+    assert states == {
+        torn: "FAIL", lost: "COMPLETE", died: "COMPLETE", failed: "FAIL", done: "COMPLETE", pruned: "PRUNED",
+        runs: "COMPLETE",
+    }  # fmt: skip
+    assert search.study.trials[done].value == 2.5
+    record = {p["num"]: p for p in Sweep.read(tmp_path).points}
+    assert {num for num, p in record.items() if p.get("pruned")} == {pruned}
+    assert record[lost]["overrides"] == [f"optim.lr={search.study.trials[lost].params['optim.lr']!r}"]
+    assert said[-3].startswith("4 complete, 2 fail, 1 pruned")
+
+
+def test_no_more_trials_are_proposed_than_asked_for_those_of_before_included(tmp_path: Path) -> None:
+    make_search(tmp_path, 3).run()
+    trials = PretendTrials(tmp_path)
+    search = make_search(tmp_path, 5, trials)
+    search.run()
+    assert trials.started == [3, 4] and len(search.study.trials) == 5
+
+
+def test_a_trial_that_cannot_be_made_or_started_ends_the_search_and_is_marked(tmp_path: Path) -> None:
+    class Broken(PretendTrials):
+        def start(self, num: int) -> None:
+            raise OSError("no process for you")
+
+    search = make_search(tmp_path, 3, Broken(tmp_path))
+    with pytest.raises(OSError, match="no process"):
+        search.run()
+    assert [t.state.name for t in search.study.trials] == ["FAIL"]
+
+
+def test_failures_in_a_row_are_counted_from_the_last_success(tmp_path: Path) -> None:
+    said: list[str] = []
+    failing = [0, 1, 2, 3, 5, 6, 7, 8]
+    trials = PretendTrials(tmp_path, failing=failing)
+    search = make_search(tmp_path, 10, trials, parallel_trials=1, pruner=None, say=said.append)
+    search.run()
+    assert [t.number for t in search.study.trials if t.state.name == "COMPLETE"] == [4, 9]
+    assert "trial 0  failed  ValueError: pretended" in said
+    assert [s for s in said if s.startswith("trial 4  finished")] == [
+        f"trial 4  finished  val/loss {search.study.trials[4].value:.5g}"
+    ]
+
+
+def test_a_trial_without_the_metric_has_failed_and_a_search_without_any_score_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(ValueError, match=f"no trial finished; see\n  python -m sftlab.sweep dir={tmp_path}"):
+        make_search(tmp_path, 2, metric="val/em", pruner=None, say=said.append).run()
+    assert f"trial 0  failed  it left no val/em; see {tmp_path / '0'}" in said
+
+
+def test_a_summary_that_shows_late_is_waited_for(tmp_path: Path) -> None:
+    class Late(PretendTrials):
+        late_s = 60.0
+        looks = 0
+
+        def alive(self, num: int) -> bool:
+            self.looks += 1
+            if self.looks == 4:
+                self._summary(num, finished(1.5))
+            return False
+
+    search = make_search(tmp_path, 1, Late(tmp_path), pruner=None)
+    assert search.run() == 1.5
+
+
+def test_a_trial_is_stopped_once_and_keeps_its_verdict(tmp_path: Path) -> None:
+    """A trial that takes some looks to stop is asked once; and at its last step none is stopped any more."""
+
+    class Slow(PretendTrials):
+        def stop(self, num: int) -> None:
+            self.stopped.append(num)  # and it goes on for a while
+
+    trials = Slow(tmp_path, rate=1)
+    search = make_search(tmp_path, 20, trials)
+    search.run()
+    assert trials.stopped and len(set(trials.stopped)) == len(trials.stopped)
+    # it finished before it heard of it, so its score counts
+    assert {t.state.name for t in search.study.trials if t.number in trials.stopped} == {"COMPLETE"}
+    assert all(t.user_attrs.get("pruned", False) == (t.number in trials.stopped) for t in search.study.trials)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    class Interrupted(PretendTrials):
+        def alive(self, num: int) -> bool:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        make_search(tmp_path, 2, Interrupted(tmp_path), say=said.append).run()
+    assert said[-1] == f"left; go on with the same command and\n  hydra.sweep.dir={tmp_path}"
 
 
 def test_local_trials_are_found_again_and_stopped(tmp_path: Path) -> None:
@@ -225,15 +436,26 @@ def test_local_trials_are_found_again_and_stopped(tmp_path: Path) -> None:
         sleeper.kill()
 
 
-def test_search_over_local_processes(tmp_path: Path, model_folder: Path, squad_files: tuple[Path, Path]) -> None:
+def test_search_over_local_processes(
+    tmp_path: Path,
+    model_folder: Path,
+    squad_files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """The command: two trials at once, each a process; `sftlab.sweep` ranks what came of it."""
+
+    def typed(main: Any, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["sftlab", *arguments])
+        main()
+        return capfd.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
     train, val = squad_files
     arguments = [f"model.name_or_path={model_folder}", "data=squad", f"data.path={train}", f"data.val_path={val}"]
     arguments += ["trainer.max_steps=4", "trainer.eval_every=2", "evaluation.answers=0", "tracker=none"]
     arguments += ["sweeper=optuna", "sweeper.n_trials=2", "sweeper.parallel_trials=2", "hydra.sweep.dir=sweeps/s"]
-    made = command("train", *arguments, SPACE, "trainer.batch_size=4,8", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    assert "trial 1  started" in made.stdout and "best: trial" in made.stdout
-    shown = command("sweep", "dir=sweeps/s", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "ranked by last val/loss" in shown.stdout and (tmp_path / "sweeps/s/report.html").exists()
+    out = typed(training.main, *arguments, SPACE, "trainer.batch_size=4,8")
+    assert "trial 1  started" in out and "best: trial" in out
+    assert "ranked by last val/loss" in typed(sweeping.main, "dir=sweeps/s")
+    assert (tmp_path / "sweeps/s/report.html").exists()
