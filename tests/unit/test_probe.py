@@ -60,9 +60,10 @@ def scorer_of(kind: str, settings: dict[str, Any], attention: str = "sdpa") -> S
     for key, value in config.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if kind != "mamba":
-        config._attn_implementation = attention
-    return Scorer(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
+        model.config._attn_implementation = attention  # set here, because Gemma 2 cannot be made with SDPA
+    return Scorer(model.train())
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
