@@ -25,8 +25,10 @@ IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: `model` of the 
 GROUP_BYTES = 4 << 30
 
 
-def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
+def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> GenerationConfig | None:
     """Fill a sharded scorer that has no memory yet with the weights and buffers of a model that rank 0 loads.
+
+    Returns that model's own generation config on rank 0, None elsewhere: the scorer's is made from the config alone.
 
     Buffers that are not saved (rotary tables, float32) are copied too, because recomputing them went wrong in AutoModel
     #2549. Collective.
@@ -44,13 +46,19 @@ def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world
         if whole is not None:
             buffer.copy_(theirs[name])
         dist.broadcast(buffer, src=0)
+    return whole.generation_config if whole is not None else None
 
 
-def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder without the weights: config, generation config, tokenizer."""
+def write_all_but_weights(
+    scorer: Scorer, tokenizer: Any, folder: Path, generation: GenerationConfig | None = None
+) -> None:
+    """Write a Hugging Face folder without the weights: config, generation config, tokenizer.
+
+    `generation` replaces the model's own config. It is not set on the model, where it would change a run's answers.
+    """
     scorer.model.config.save_pretrained(folder)
-    if scorer.model.generation_config is not None:
-        scorer.model.generation_config.save_pretrained(folder)
+    if generation := generation or scorer.model.generation_config:
+        generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -62,7 +62,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = list(known)
     group, _, leaf = key.partition(".")
     keys_of = {o: keys_of_option(group, o) for o in options(group)} if leaf else {}
-    takers = [o for o, theirs in keys_of.items() if leaf.split(".")[0] in theirs]
+    takers = [o for o, theirs in keys_of.items() if leaf in theirs]
     if takers:
         names = " and ".join(f"{group}={t}" for t in takers)
         return f"{key}: the chosen {group} option has no such key; it belongs to {names}"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FREE_TEXT = re.compile(
-    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
+    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|vllm_python|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
 )
 
 

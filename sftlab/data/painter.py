@@ -66,7 +66,7 @@ class Painter:
         examples = [loader.examples[int(i)] for i in loader.plan.examples(step)]
         rows = lay_out(examples, row_layout.layout, row_layout.row_length)
         row = max(rows, key=lambda r: r.num_examples / len(r))
-        alone = int((row.position[row.reach == np.arange(1, len(row) + 1)] + 1).sum())
+        alone = sum(map(len, row.paths))
         title = (
             f"step {step}, one of its {len(rows)} rows: {row.num_examples} examples, {alone:,} tokens in rows of their "
             f"own, {len(row):,} here, {int(row.weight.sum())} supervised"

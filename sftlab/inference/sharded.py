@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from sftlab.models.scorer import Scorer
@@ -68,6 +69,8 @@ class Generator:
 def gathered(scorer: Scorer) -> Iterator[None]:
     """Gather every parameter on every rank inside this context."""
     modules = [m for m in scorer.modules() if isinstance(m, FSDPModule)]
+    parameters = [p for p in scorer.parameters() if isinstance(p, DTensor)]
+    in_shards = any(p.to_local().numel() < p.numel() for p in parameters)  # else blocks stay whole, as `fsdp2` says
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -76,7 +79,7 @@ def gathered(scorer: Scorer) -> Iterator[None]:
     finally:
         for module in modules:
             module.reshard()
-            module.set_reshard_after_forward(id(module) != id(scorer), recurse=False)
+            module.set_reshard_after_forward(in_shards and id(module) != id(scorer), recurse=False)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def make_card(
     run = relative_tree(dict(config), run_dir)
     environment = read_json(run_dir / "environment.json")
     summary = read_json(run_dir / "summary.json")
-    scores = [*evaluations(run_dir), *during_training(run_dir, run.get("evaluation", {}).get("answers"))]
+    scores = [*evaluations(run_dir), *during_training(run_dir, run.get("evaluation", {}).get("num_answers"))]
     name = repo_id.rpartition("/")[2]
     base, data = str(run["model"]["name_or_path"]), run["data"]
     card_data = ModelCardData(

@@ -10,6 +10,7 @@ REMEDY = {
     403: "the token may not do this: give it write access to {repo_id}, or publish under a name of your own",
     404: "there is no such repository or user for this token: check repo_id=, and that the token may see it",
     409: "it was changed or created while this ran: look at it, then publish again with update=true",
+    412: "it changed while this ran: look at it, then publish again with update=true",
     413: "a file is larger than the hub takes",
     429: "the hub asks for a pause: wait some minutes, then publish again",
 }

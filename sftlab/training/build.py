@@ -69,7 +69,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     scorer = parts["parallel"](
         scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
     )
-    broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
+    generation = broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
     probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
@@ -89,7 +89,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         rewind=claim.rewind,
         identity={"data": train.fingerprint},
         anyway=config.get("resume_despite_changes", False),
-        sidecar=partial(write_all_but_weights, scorer, tokenizer),
+        sidecar=partial(write_all_but_weights, scorer, tokenizer, generation=generation),
     )
     trainer = Trainer(
         scorer=scorer,

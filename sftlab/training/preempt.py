@@ -72,11 +72,11 @@ class StopSignal:
         requeues = cause == signal.SIGUSR2 and callable(requeue)
         how = "the job is requeued" if requeues else f"resume with\n  {self.go_on}"
         say(f"stopped by {cause.name}; {how}")
+        self.noted = 0  # before the barrier: the requeue ends the other ranks with SIGTERM, which must not get lost
         self.world.barrier()
         if callable(requeue) and requeues and self.world.is_main:
             requeue(signal.SIGUSR2, None)
         elif requeues:
-            self.noted = 0  # the requeue ends this process with SIGTERM
             deadline_s = time.monotonic() + REQUEUE_WAIT_S
             while not self.noted and time.monotonic() < deadline_s:
                 time.sleep(0.1)
