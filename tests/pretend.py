@@ -81,7 +81,7 @@ if (run_dir / "do.py").exists():
 
 def make_code(folder: Path) -> Path:
     """Write a package that stands in for the copied code; its job is RANK, which starts in a few milliseconds."""
-    job = folder / "sftlab" / "launcher" / "job.py"
+    job = folder / "sftlab" / "launchers" / "job.py"
     job.parent.mkdir(parents=True)
     (folder / "sftlab" / "__init__.py").touch()
     (job.parent / "__init__.py").touch()

@@ -89,7 +89,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def choices(name: str) -> dict[str, str | None]:
-    """Return the group_names that a command chooses from, with the choice of each that it makes by default."""
+    """Return the groups that a command chooses from, with the choice of each that it makes by default."""
     listed = yaml.safe_load((groups.CONF / f"{name}.yaml").read_text())["defaults"]
     named = [entry for entry in listed if isinstance(entry, dict)]
     return {k: v for entry in named for k, v in entry.items() if not k.startswith("override")}

@@ -1,4 +1,4 @@
-"""A search of 12 trials with pruning whose driver is killed (-9) halfway and goes on by the same command.
+"""A search of 12 trials with pruning whose driver is killed (-9) halfway and continues by the same command.
 
     python experiments/optuna_resume/run.py [--dir DIR] [--trials 12] [--steps 18]
 
@@ -29,7 +29,7 @@ from tests.support import read_jsonl  # noqa: E402
 
 
 def main() -> None:
-    """Search, kill, go on, compare."""
+    """Search, kill, continue, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, help="a new folder for the search (default: a temporary one)")
     parser.add_argument("--trials", type=int, default=12)
@@ -40,7 +40,8 @@ def main() -> None:
     overrides = [
         "sweeper=optuna", "launcher=local", f"sweeper.num_trials={args.trials}", "sweeper.startup_trials=4",
         "optim.lr=tag(log,interval(1e-5,1e-1))", "trainer.batch_size=8,16", f"trainer.max_steps={args.steps}",
-        "trainer.eval_every=2", "data.limit=400", "evaluation.num_answers=0", "tracker=none", f"hydra.sweep.dir={folder}",
+        "trainer.eval_every=2", "data.limit=400", "evaluation.num_answers=0", "tracker=none",
+        f"hydra.sweep.dir={folder}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "sftlab.train", *overrides]
     env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -64,7 +65,7 @@ def main() -> None:
         done = subprocess.run(command, cwd=folder.parent, env=env, stdout=log, stderr=log, check=False)
     said = (folder.parent / "second.log").read_text()
     print(f"\nthe same command again: exit code {done.returncode}")
-    print(*(line for line in said.splitlines() if line.startswith(("going on", "trial ", "best:"))), sep="\n")
+    print(*(line for line in said.splitlines() if line.startswith(("continuing", "trial ", "best:"))), sep="\n")
     print("\nwhich leaves")
     after = show(folder)
 

@@ -28,7 +28,7 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             "model.trust_remote_code=true allows it"
         )
     refused = next((s for s in statuses if s in (401, 403)), None)
-    if refused or any(isinstance(e, errors.GatedRepoError) for e in chain):
+    if refused or (not statuses and any(isinstance(e, errors.GatedRepoError) for e in chain)):
         return PermissionError(
             f"{what} (HTTP {refused or 403}). It is private, gated or not there. Accept "
             f"its licence on the repository's page if it has one, and set HF_TOKEN to a token that may read it. {local}"

@@ -65,9 +65,14 @@ def options(group: str) -> list[str]:
     return sorted({p.stem for folder in folders() for p in (folder / group).glob("*.yaml")} - {BASE})
 
 
+def file_of_option(group: str, option: str) -> Path:
+    """Return the YAML of an option."""
+    return next(f for folder in folders() if (f := folder / group / f"{option}.yaml").is_file())
+
+
 def keys_of_option(group: str, option: str) -> set[str]:
     """Return the dotted keys that the YAML of an option sets for its group, with those of the options it builds on."""
-    file = next(f for folder in folders() if (f := folder / group / f"{option}.yaml").is_file())
+    file = file_of_option(group, option)
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(body, dict)
     bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
@@ -87,6 +92,8 @@ def hide_bases() -> None:
     from hydra._internal.config_repository import ConfigRepository
 
     every = ConfigRepository.get_group_options
+    if every.__module__ == __name__:  # done already
+        return
 
     def offered(self: ConfigRepository, *args: Any, **kwargs: Any) -> list[str]:
         return [option for option in every(self, *args, **kwargs) if option != BASE]

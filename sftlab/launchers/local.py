@@ -54,6 +54,7 @@ class Local:
             taken = {slot for slot, _ in self.mine.values()}
             slot = next(i for i in range(len(taken) + 1) if i not in taken)
             started = self._start(points, num, slot)
+            self.asked_s.pop(run_dir, None)
             self.mine[run_dir] = (slot, started)
             ids = [[process.pid, birth(process.pid)] for process in started.running]
             noted_file(run_dir).write_text(json.dumps({"host": os.uname().nodename, "processes": ids}))
@@ -70,7 +71,8 @@ class Local:
         if not processes.ended():
             return True
         del self.mine[run_dir]
-        if processes.first_failed is not None:  # a process that was killed could not say itself that it failed
+        # A process that was killed could not say itself that it failed. One that was asked to stop has not failed.
+        if processes.first_failed is not None and run_dir not in self.asked_s:
             rank, code = processes.first_failed
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             run_directory.note_failure(run_dir, rank, ProcessEnded(f"rank {rank} ended by {how}"))

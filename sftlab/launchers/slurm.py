@@ -100,6 +100,7 @@ class Slurm:
                 queued = executor.submit_array(jobs)
         except (FailedJobError, FailedSubmissionError) as error:
             raise LaunchError(f"sbatch refused the jobs, nothing is queued: {str(error).strip()}") from None
+        self.states |= {job.job_id: squeue.Job("PENDING") for job in queued}
         self.asked_s = -POLL_S  # so that the next look asks SLURM
         return {num: job.job_id for num, job in zip(points.run_dirs, queued, strict=True)}
 
@@ -107,11 +108,14 @@ class Slurm:
         """Return whether a job waits or runs; True while SLURM does not answer."""
         if job_id is None:
             return False
-        self.states.setdefault(job_id, squeue.Job("PENDING"))
+        if job_id not in self.states:  # a job of an earlier driver: ask at once
+            self.states[job_id] = squeue.Job("PENDING")
+            self.asked_s = -POLL_S
         if time.monotonic() - self.asked_s >= POLL_S:
             self.asked_s = time.monotonic()
-            try:
-                self.states |= squeue.states(job for job, state in self.states.items() if not state.ended)
+            try:  # a job whose node failed may be requeued
+                asked = [job for job, s in self.states.items() if not s.ended or s.state == "NODE_FAIL"]
+                self.states |= squeue.states(asked)
             except NoSlurm:  # a controller that restarts is away for minutes; the jobs carry on
                 return True
             for job, state in self.states.items():

@@ -69,6 +69,8 @@ class Model:
         """Return the config with the chosen attention, and no dropout: it would make the loss depend on layout."""
         from transformers import AutoConfig
 
+        import sftlab.models.blocks  # noqa: F401  makes its attention known to transformers
+
         if self.init == "random" and self.architecture is not None:
             config = AutoConfig.for_model(**self.architecture)
         else:

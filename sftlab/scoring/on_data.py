@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.common.files import read_yaml
-from sftlab.config.groups import CONF, options
+from sftlab.config.groups import file_of_option, options
 from sftlab.data.example_set import ExampleSet
 from sftlab.data.format import Format
 from sftlab.data.plan import shuffled
@@ -103,7 +103,7 @@ def own_name(trained: TrainedModel) -> str:
             if key == "data":
                 return str(value)
     path = trained.config["data"].get("path")
-    for option in options("data"):
-        if read_yaml(CONF / "data" / f"{option}.yaml").get("path") == path:
+    for option in options("data") if path is not None else ():
+        if read_yaml(file_of_option("data", option)).get("path") == path:
             return option
     return "validation"

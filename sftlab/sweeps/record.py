@@ -47,7 +47,9 @@ class Sweep:
             raise ValueError(f"dir={folder}: no such folder; expected a sweep's, as sweeps/<name>/<time>")
         record = read_json(folder / FILE)
         if record:
-            return cls(folder, **{key: record[key] for key in STORED if key in record}, entries=record["points"])
+            return cls(
+                folder, **{key: record[key] for key in STORED if key in record}, entries=record.get("points", ())
+            )
         if not (folder / "multirun.yaml").is_file() and not numbered(folder):
             raise ValueError(f"dir={folder} is no sweep's folder: it has neither {FILE} nor points 0, 1, ...")
         return cls(folder, created="")

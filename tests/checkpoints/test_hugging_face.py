@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sftlab.checkpoints import manifest
+from sftlab.checkpoints import hugging_face, manifest
 from sftlab.checkpoints.hugging_face import export, parameter_count, weights_of, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
-from sftlab.models import weights
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.training.optim import adamw
@@ -61,7 +60,7 @@ def test_floating_point_weights_are_in_the_dtype_asked_for_and_no_others(left: L
 def test_an_export_in_small_groups_is_the_same(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, _ = left
     whole = weights_of(path, torch.float32)
-    monkeypatch.setattr(weights, "GROUP_BYTES", 1)
+    monkeypatch.setattr(hugging_face, "GROUP_BYTES", 1)
     parts = weights_of(path, torch.float32)
     assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_an_untouched_checkpoint_is_whole(tmp_path: Path) -> None:
     path = whole(tmp_path)
     assert manifest.damage(path) == [] and manifest.read_manifest(path)["step"] == 1
-    assert complete_checkpoints(tmp_path) == [path]
+    assert manifest.complete_checkpoints(tmp_path) == [path]
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
@@ -55,7 +55,7 @@ def test_a_folder_without_its_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (path / manifest.NAME).write_text('{"step": 1, "fil')
     assert "checkpoint.json" in manifest.damage(path)[0]
     (path / manifest.NAME).unlink()
-    assert complete_checkpoints(tmp_path) == []
+    assert manifest.complete_checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("missing", [1, 100])
@@ -75,7 +75,7 @@ def test_the_complete_ones_are_listed_oldest_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.json").write_text("{}")
     (tmp_path / "step_00000012").mkdir()
-    assert [p.name for p in complete_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
+    assert [p.name for p in manifest.complete_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
     assert manifest.is_checkpoint(tmp_path / "other") and not manifest.is_checkpoint(tmp_path / "step_00000012")
 
 

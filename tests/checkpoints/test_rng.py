@@ -45,7 +45,6 @@ def test_every_rank_has_a_name_of_its_own() -> None:
     assert len({rng.key(rank) for rank in range(2000)}) == 2000
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_next_draw_of_the_device_comes_back() -> None:
     device = torch.device("cuda", 0)

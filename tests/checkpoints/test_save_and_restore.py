@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from sftlab.checkpoints import manifest, save_and_restore
-from sftlab.checkpoints.save_and_restore import Checkpoints, SaveFailed, local
+from sftlab.checkpoints.save_and_restore import Checkpoints, SaveFailed
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.parallel.world import local_part
 from sftlab.training.optim import adamw
 from tests.asymmetric import record_syncs
 from tests.support import tiny_llama
@@ -52,7 +53,7 @@ def tensors(scorer: Scorer, optimizer: torch.optim.Optimizer) -> list[torch.Tens
     found = []
     for p in scorer.parameters():
         kept = optimizer.state[p]
-        found += [local(t).detach().clone() for t in (p, kept["exp_avg"], kept["exp_avg_sq"], kept["step"])]
+        found += [local_part(t).detach().clone() for t in (p, kept["exp_avg"], kept["exp_avg_sq"], kept["step"])]
     return found
 
 
@@ -371,7 +372,7 @@ def test_other_data_is_refused_before_anything_is_loaded(one: Any, tmp_path: Pat
         folder, 9, one, quiet, source=folder / "step_00000001", rewind=True, identity={"data": "xyz", "tokenizer": "t"}
     )
     with pytest.raises(
-        ValueError, match=r"step_00000001 was made with other data \(abc there, xyz here\).*anyway=true"
+        ValueError, match=r"step_00000001 was made with other data \(abc there, xyz here\).*resume_despite_changes=true"
     ):
         refused.restore(scorer, optimizer)
     assert same(tensors(scorer, optimizer), before) and len(names(folder)) == 2

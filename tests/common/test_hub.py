@@ -1,9 +1,13 @@
 """Errors of the Hugging Face Hub become ones that say what to do, by what lies in their chain of causes."""
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import errors
 
 from sftlab.common.hub import explain
 
@@ -14,20 +18,13 @@ class Http(Exception):
         self.response = SimpleNamespace(status_code=status)
 
 
-class GatedRepoError(Exception):
-    pass
+# The HTTP library of the hub's client, whichever that is.
+CLIENT: Any = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
 
 
-class RepositoryNotFoundError(Exception):
-    pass
-
-
-class DatasetNotFoundError(Exception):
-    pass
-
-
-class LocalEntryNotFoundError(Exception):
-    pass
+def without_answer(kind: type[errors.HfHubHTTPError]) -> Exception:
+    """Return an error of the hub's client of which no status is known."""
+    return kind.__new__(kind, "x")
 
 
 def wrapped(error: Exception, *, by_context: bool = False) -> Exception:
@@ -54,20 +51,25 @@ LOCAL = "A local folder works too: data.path=FOLDER"
     [
         (Http(401), PermissionError, ["(HTTP 401)", "private, gated or not there", "HF_TOKEN", LOCAL]),
         (Http(403), PermissionError, ["(HTTP 403)", "Accept its licence", LOCAL]),
-        (GatedRepoError("ask"), PermissionError, ["(HTTP 403)", LOCAL]),
+        (without_answer(errors.GatedRepoError), PermissionError, ["(HTTP 403)", LOCAL]),
         (Http(404), FileNotFoundError, ["no such repository, file or split (HTTP 404), or it is private", LOCAL]),
-        (RepositoryNotFoundError("x"), FileNotFoundError, ["no such repository, file or split, or it is", LOCAL]),
+        *(
+            (without_answer(kind), FileNotFoundError, ["no such repository, file or split, or it is", LOCAL])
+            for kind in (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError)
+        ),
         (DatasetNotFoundError("x"), FileNotFoundError, ["no such repository, file or split, or it is", LOCAL]),
         (ConnectionResetError("gone"), ConnectionError, ["no network", "not in the local cache", LOCAL]),
         (TimeoutError("late"), ConnectionError, ["no network", LOCAL]),
-        (OSError("could not resolve host"), ConnectionError, ["no network", LOCAL]),
-        (OSError("Max retries exceeded"), ConnectionError, ["no network", LOCAL]),
-        (LocalEntryNotFoundError("x"), ConnectionError, ["no network", LOCAL]),
-        (OSError("we couldn't connect to it"), ConnectionError, ["no network", LOCAL]),
-        (OSError("network is unreachable"), ConnectionError, ["no network", LOCAL]),
-        (OSError("Offline mode is on"), ConnectionError, ["no network", LOCAL]),
+        (CLIENT.ConnectError("could not resolve host"), ConnectionError, ["no network", LOCAL]),
+        (CLIENT.ReadTimeout("Max retries exceeded"), ConnectionError, ["no network", LOCAL]),
+        (errors.LocalEntryNotFoundError("x"), ConnectionError, ["no network", LOCAL]),
+        (CLIENT.RemoteProtocolError("we couldn't connect to it"), ConnectionError, ["no network", LOCAL]),
+        (CLIENT.ConnectTimeout("network is unreachable"), ConnectionError, ["no network", LOCAL]),
+        (errors.OfflineModeIsEnabled("it is on"), ConnectionError, ["no network", LOCAL]),
         (ValueError("pass trust_remote_code=True"), ValueError, ["brings code of its own", "trust_remote_code=true"]),
         (Http(500), ValueError, ["cannot load this dataset from the hub: nothing here"]),
+        # The words of an error may be those of a column or a file: only its type says that there is no network.
+        (KeyError("Timeout of a ConnectionError, offline"), ValueError, ["cannot load this dataset from the hub"]),
         (KeyError("x"), ValueError, ["cannot load this dataset from the hub: nothing here"]),
     ],
     ids=lambda value: type(value).__name__ + str(value)[:24] if isinstance(value, Exception) else "",
@@ -83,7 +85,7 @@ def test_what_went_wrong_and_what_to_do(
 
 
 def test_a_status_says_more_than_a_name() -> None:
-    gated = GatedRepoError("ask")
+    gated = without_answer(errors.GatedRepoError)
     gated.__cause__ = Http(404)
     assert isinstance(explain(gated, "owner/name", "model", "model.name_or_path"), FileNotFoundError)
     refused = Http(500)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sftlab.common.metrics import Metrics, lower_is_better, read_metrics
+from sftlab.common.metrics import Metrics, lower_is_better
 from sftlab.common.trackers import Tracker, no_trackers, tensorboard
 from tests.support import read_jsonl
 
@@ -156,13 +156,6 @@ def test_samples_are_written_beside_the_numbers_each_with_its_step(tmp_path: Pat
         {"step": 3, "id": "b", "answer": "y"},
         {"step": 6, "id": "a", "answer": "z"},
     ]
-
-
-def test_reading_skips_a_torn_last_line_and_empty_ones(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3}')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])

@@ -173,11 +173,11 @@ MATHEMATICS = (
     "trainer.epochs", "trainer.max_steps", "trainer.clip_grad_norm",
 )  # fmt: skip
 WHERE_AND_HOW = (
-    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation", "parallel._target_",
-    "parallel.replicate", "parallel.cpu_offload", "model.attention", "model.trust_remote_code", "data.layout",
-    "data.row_length", "data.num_workers", "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every",
-    "trainer.save_every", "trainer.keep_checkpoints", "trainer.on_failed_save", "trainer.skip_nonfinite",
-    "trainer.compile", "trainer.activation_checkpointing", "trainer.deterministic",
+    "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
+    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "model.attention", "model.trust_remote_code",
+    "data.layout", "data.row_length", "data.num_workers", "trainer.rows_per_microbatch", "trainer.log_every",
+    "trainer.eval_every", "trainer.save_every", "trainer.keep_checkpoints", "trainer.on_failed_save",
+    "trainer.skip_nonfinite", "trainer.compile", "trainer.activation_checkpointing", "trainer.deterministic",
 )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_the_table_of_differences_is_aligned_and_long_values_are_cut(run_dir: Pa
     with pytest.raises(RunDirError) as refused:
         claim(run_dir, changed(seed=12, data__path="y" * 41, data__max_length=None, optim__lr=None), [])
     lines = str(refused.value).splitlines()
-    assert lines[0] == f"{run_dir} holds a run of another config, which a resume would change on the way:"
+    assert lines[0] == f"{run_dir} holds a run of another config, so that a resume would change the mathematics:"
     assert lines[1:-1] == [
         "  key        there    here",
         "  seed       0        12",
@@ -246,13 +246,13 @@ def test_what_a_run_ran_with(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(versions) >= {"sftlab", "transformers", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy"}
 
 
-COMMIT = "import json; from sftlab import rundir; print(json.dumps(run_directory.commit()))"
+COMMIT = "import json; from sftlab.common import run_directory; print(json.dumps(run_directory.commit()))"
 
 
 def commit_of(folder: Path, elsewhere: Path) -> dict[str, str | None]:
     """Return what a copy of the package in `folder` says of its commit, started from another folder."""
     shutil.copytree(
-        Path(run_directory.__file__).parent,
+        Path(run_directory.__file__).parents[1],
         folder / "sftlab",
         ignore=shutil.ignore_patterns("__pycache__"),
         dirs_exist_ok=True,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def test_help_shows_groups_options_and_three_examples(printed: Printed) -> None:
     shown = printed("--help")
     for group in ("model", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment"):
         assert f"{group}: {', '.join(groups.options(group))}" in shown
-    assert "hydra" not in shown.lower()
+    assert "hydra" not in shown.lower() and not re.search(r"\bbase\b", shown.partition("\n\n")[2])
     assert sum(line.startswith("  python -m sftlab.train") for line in shown.splitlines()) == 3
     assert "--cfg job" in shown
 
@@ -99,6 +100,7 @@ def test_composing_imports_nothing_heavy(tmp_path: Path) -> None:
         ("python3 -m sftlab.train model=lla", "model=llama3_1_8b model=llama3_2_1b model=llama3_2_3b"),
         (".venv/bin/python -m sftlab.train seed=1 sched", "schedule. schedule="),
         ("sftlab-train trainer.max", "trainer.max_steps="),
+        ("sftlab-train data=b", ""),
     ],
 )
 def test_completion_answers(typed: str, expected: str, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +148,11 @@ def test_completion_in_a_shell(tmp_path: Path) -> None:
         ("+data.format.lowr=1", "data.format.lowr: "),
         ("+sede=1", "sede: no such key; did you mean seed?"),
         ("~trainer.batch_size", "argument: 'batch_size'"),
+        ("evaluation.answers=4", "evaluation.answers: it is now called evaluation.num_answers"),
+        ("sweeper.n_trials=4", "sweeper.n_trials: it is now called sweeper.num_trials"),
+        ("resume_anyway=true", "resume_anyway: it is now called resume_despite_changes"),
+        ("+resume_anyway=true", "resume_anyway: it is now called resume_despite_changes"),
+        ("optim._target_=sftlab.optim.adamw", "optim._target_=sftlab.optim.adamw: it has moved to sftlab.training.opt"),
     ],
 )
 def test_gauntlet_28_an_unknown_key_on_the_command_line_is_an_error(argument: str, said: str, refused: Refused) -> None:

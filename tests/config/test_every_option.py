@@ -40,7 +40,6 @@ OFF_DEFAULT = {
     "generate.temperature": "inference/test_generate.py::test_a_file_of_prompts_goes_on_where_it_was_left",
     "generate.top_k": "inference/test_generate.py::test_answers_made_with_other_settings_are_not_gone_on_with",
     "generate.top_p": "inference/test_generate.py::test_answers_made_with_other_settings_are_not_gone_on_with",
-    "generate.seed": "inference/test_generate.py::test_a_file_is_answered_with_every_setting_and_each_is_written_beside_the_answers",
     "generate.batch_size": "inference/test_generate.py::test_answers_made_with_other_settings_are_not_gone_on_with",
     "preview.rows": "config/test_keys.py::test_preview_draws_the_step_that_was_typed",
     "preview.row": "training/test_preview.py::test_rows_are_shown_with_what_is_supervised_and_any_row_by_number",
@@ -136,7 +135,7 @@ OFF_DEFAULT = {
     "PromptCompletion.group_chars": "config/test_keys.py::test_the_columns_typed_are_read",
     "PlainText.column": "config/test_keys.py::test_the_columns_typed_are_read",
     "PlainText.group_chars": "config/test_keys.py::test_the_columns_typed_are_read",
-    "Local.processes_per_node": "launchers/test_local.py::test_a_driver_that_is_told_to_end_asks_its_points_first",
+    "Local.processes_per_node": "sweeps/test_points_composed.py::test_the_local_launcher_runs_points_as_told",
     "Local.parallel_points": "launchers/test_launchers.py::test_a_local_driver_that_is_told_to_end_ends_its_points_which_save_first",
     "Local.dry_run": "sweeps/test_search_command.py::test_a_search_that_cannot_be_is_refused",
     "Slurm.nodes": "launchers/test_launchers.py::test_every_option_reaches_the_script",
@@ -187,6 +186,7 @@ OFF_DEFAULT = {
 # in the test.
 SET_IN_A_TABLE = {
     "evaluate.num_fewshot": "scoring/test_evaluate.py::test_each_setting_of_a_task_reaches_the_harness",
+    "generate.seed": "inference/test_generate.py::test_each_setting_of_sampling_reaches_the_answer",
     "generate.fields": "inference/test_generate.py::test_the_answer_is_that_of_transformers",
     "fsdp2.cpu_offload": "parallel/test_fsdp2.py::test_every_block_and_then_the_root_are_sharded_as_the_options_say",
     "sweeper.metric": "sweeps/test_search_command.py::test_every_key_of_the_sweeper_reaches_the_search",

@@ -19,7 +19,7 @@ from sftlab.models.load import Model, skeleton
 from tests.support import random_examples
 
 # Groups that describe a run; experiment/ and sweeper/ options change others and are composed whole.
-OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
+OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.stem != "base"]
 PARAMETERS = {
     "llama3_2_1b": 1_235_814_400,
     "llama3_2_3b": 3_212_749_824,
@@ -72,6 +72,12 @@ def test_the_binding_sees_what_does_not_fit() -> None:
         check_node("data", {k: v for k, v in data.items() if k != "format"})
     with pytest.raises(ValueError, match=r"data\.format\.lower: "):
         check_node("data", {**data, "format": {**data["format"], "lower": True}})
+
+
+def test_what_options_build_on_is_no_option() -> None:
+    assert (CONF / "data" / "base.yaml").is_file() and (CONF / "model" / "base.yaml").is_file()
+    for group in sorted({group for group, _ in OPTIONS}):
+        assert options(group) and "base" not in options(group)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -14,6 +14,7 @@ from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.formats.squad import Squad
 from sftlab.data.mixture import Mixture
+from sftlab.data.template import prepare_tokenizer
 from tests.support import byte_tokenizer
 
 TOK = byte_tokenizer()
@@ -153,7 +154,9 @@ def test_an_overlong_example_without_a_target_is_dropped_once(tmp_path: Path) ->
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (turns, good)))
     chat = Data(Chat(template_path="asset://chat.jinja"), str(path), overlong="drop")
-    train, _ = chat.examples(byte_tokenizer(), 60)
+    tok = byte_tokenizer()
+    prepare_tokenizer(tok, [chat.format])
+    train, _ = chat.examples(tok, 60)
     assert (len(train), train.num_dropped) == (1, 1)
     assert isinstance(train, Examples) and list(train.dropped) == ["longer than max_length"]
 
@@ -221,15 +224,20 @@ def test_a_path_that_is_not_there_is_called_by_its_key(tmp_path: Path) -> None:
         data(here, val_path=str(tmp_path / "none.jsonl")).load(TOK)
 
 
-def test_the_tokenizer_is_given_the_formats_template_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_tokenizer_prepared_for_the_options_formats_reads_them_and_is_not_changed_by_it(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": said}) + "\n")
     chat = Data(Chat(template_path="asset://chat.jinja"), str(path))
     for option in (chat, Mixture({"chat": chat})):
-        tok = byte_tokenizer()
+        bare, tok = byte_tokenizer(), byte_tokenizer()
+        with pytest.raises(ValueError, match="has no chat template"):
+            option.examples(bare, 1000)
+        prepare_tokenizer(tok, list(option.formats.values()))
+        template = tok.chat_template
         train, _ = option.examples(tok, 1000)
-        assert tok.chat_template and "Yo</s>" in tok.decode(train[0].tokens)
+        assert tok.chat_template == template and "Yo</s>" in tok.decode(train[0].tokens)
+        assert bare.chat_template is None
 
 
 def test_what_ships_with_the_package_is_found_by_its_short_name() -> None:

@@ -12,6 +12,7 @@ from sftlab.data.examples import MixedExamples
 from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.mixture import Mixture, draw, quotas
+from sftlab.data.template import prepare_tokenizer
 from tests.support import byte_tokenizer
 
 TOK = byte_tokenizer()
@@ -79,8 +80,11 @@ def test_a_source_without_weight_is_not_even_opened(tmp_path: Path) -> None:
         "some": source(tmp_path, "s", 3),
         "zero": Data(PromptCompletion(), str(tmp_path / "zero.jsonl")),
     }
-    train, _ = Mixture(sources, {"zero": 0, "some": 2}).examples(TOK, 1000)
-    assert texts(train) == ["s 0", "s 1", "s 2"] and list(train.parts) == ["some"]
+    mixture = Mixture(sources, {"zero": 0, "some": 2})
+    tok = byte_tokenizer()
+    prepare_tokenizer(tok, list(mixture.formats.values()))
+    train, _ = mixture.examples(tok, 1000)
+    assert texts(train) == ["s 0", "s 1", "s 2"] and list(train.parts) == list(mixture.formats) == ["some"]
     with pytest.raises(ValueError, match="a mixture needs at least one source"):
         Mixture({})
 
@@ -97,7 +101,25 @@ def test_validation_is_every_sources_own_each_once(tmp_path: Path) -> None:
     assert [sum(t.startswith(n) for t in texts(train)) for n in "pho"] == [10, 45, 5]
     mixture = Mixture(sources)
     assert list(mixture.formats) == ["plain", "held", "out"]
-    assert mixture.path == ", ".join(str(tmp_path / f"{n}.jsonl") for n in "pho")
+    assert mixture.has_validation and not Mixture(sources, {"plain": 1, "out": 1}).has_validation, "of a source in use"
+    assert texts(mixture.evaluated(TOK, 1000)) == ["v 0", "v 1", "v 2"]
+    with pytest.raises(ValueError, match=r"^no source of this mixture has .*: set data\.sources\.NAME\.val_path=FILE$"):
+        Mixture(sources, {"plain": 1}).evaluated(TOK, 1000)
+    assert mixture.described_path == ", ".join(str(tmp_path / f"{n}.jsonl") for n in "pho")
+
+
+def test_a_source_that_is_wrong_is_called_by_its_key(tmp_path: Path) -> None:
+    good = source(tmp_path, "g", 3)
+    for key, wrong in (
+        ("path", source(tmp_path, "none", 1)),
+        ("val_path", source(tmp_path, "t", 3, val_path=str(tmp_path / "none.jsonl"))),
+    ):
+        (tmp_path / "none.jsonl").unlink()
+        with pytest.raises(FileNotFoundError, match=rf"^data\.sources\.bad\.{key}=.*none\.jsonl: no such file"):
+            Mixture({"good": good, "bad": wrong}).examples(TOK, 1000)
+        source(tmp_path, "none", 1)
+    with pytest.raises(ValueError, match=r"^data\.sources\.bad\.val_examples=3 leaves no training example of 3"):
+        Mixture({"good": good, "bad": source(tmp_path, "h", 3, val_examples=3)}).examples(TOK, 1000)
 
 
 def test_sources_joined_are_one_sequence(tmp_path: Path) -> None:
@@ -114,16 +136,17 @@ def test_sources_joined_are_one_sequence(tmp_path: Path) -> None:
     assert train.groups.tolist() == [e.group for e in train] and len(set(train.groups.tolist())) == 2
     # The first of the long ones loses its answer to the cut.
     assert (len(train), train.num_dropped, train.num_truncated, train.num_skipped) == (10, 1, 0, 1)
+    assert [train.source_of(i) for i in (0, 1, 2, 9)] == ["long", "long", "bad", "bad"]
     assert train.where(0) == f"long: {tmp_path}/l.jsonl:2" and train.where(9) == f"bad: {tmp_path}/bad.jsonl:2"
     assert (train.find_row(1), train.find_row(10)) == (0, 9)
     for row in (0, 11):
         with pytest.raises(ValueError, match=f"row={row}: the mixture has examples 1 to 10"):
             train.find_row(row)
-    turned = MixedExamples(train.parts, train.part[::-1].copy(), train.member[::-1].copy())
-    moved = MixedExamples(train.parts, train.part, np.roll(train.member, 1))
+    turned = MixedExamples(train.sources, train.part[::-1].copy(), train.member[::-1].copy())
+    moved = MixedExamples(train.sources, train.part, np.roll(train.member, 1))
     assert len({train.fingerprint, turned.fingerprint, moved.fingerprint}) == 3
     zeros = np.zeros(2, int)
-    first, second = (MixedExamples(train.parts, np.array(part), zeros) for part in ([0, 1], [1, 0]))
+    first, second = (MixedExamples(train.sources, np.array(part), zeros) for part in ([0, 1], [1, 0]))
     assert first.fingerprint != second.fingerprint, "the same places of other sources"
 
 

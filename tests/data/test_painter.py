@@ -96,7 +96,7 @@ def test_the_densest_row_of_a_step_is_drawn_with_what_it_saves(drawing: Any) -> 
     loader = Loader(examples, Fixed(np.zeros(6, int), 4, 0), RowLayout("tree", 30, 1, 0, 1, 2))
     drawing[0].forest(loader, 2)
     lines = [line.rstrip() for line in drawing[1].export_text().splitlines()]
-    assert lines[0] == ("step 2, a row of its 2: 3 examples, 15 tokens in rows of their own, 6 here, 3 supervised")
+    assert lines[0] == ("step 2, one of its 2 rows: 3 examples, 15 tokens in rows of their own, 6 here, 3 supervised")
     body = sorted(line.lstrip("└├─ │") for line in lines[1:] if line)
     assert body == ["<s>abc  4 tokens", "d  1 tokens", "e  1 tokens, counted 2 times"]
     assert sum(line.startswith("└── <s>abc") for line in lines) == 1  # the stem, and its branches under it

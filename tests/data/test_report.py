@@ -170,7 +170,9 @@ def test_the_report_in_a_few_lines() -> None:
 
 
 def test_a_report_is_written_whole(tmp_path: Path) -> None:
-    Report({"training": {"": ACCOUNT}}, Finding(1, ["é"]), {"1-2": 3}, {"1-1": 4}, ARRANGED, 5).write(tmp_path / "r")
+    Report({"training": {"": ACCOUNT}}, Finding(1, ["é"]), {"1-2": 3}, {"1-1": 4}, ARRANGED, 5).write_json(
+        tmp_path / "r"
+    )
     written: dict[str, Any] = json.loads((tmp_path / "r").read_text())
     assert written["accounts"]["training"][""]["skipped"] == {"count": 11, "examples": ["x"]}
     assert (written["saved_by_grouping"], written["lengths"], written["supervised_lengths"]) == (

@@ -409,7 +409,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(mark + content)
-        assert list(opened(tmp_path / name).read(0, 9)) == [{"prompt": "1"}, {"prompt": "2"}], name
+        assert list(opened(tmp_path / name).read_rows(0, 9)) == [{"prompt": "1"}, {"prompt": "2"}], name
 
 
 def test_a_cell_may_hold_separators_line_ends_and_nothing(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_cell_may_hold_separators_line_ends_and_nothing(tmp_path: Path) -> Non
             writer = csv.DictWriter(file, ["a", "b"], delimiter=separator)
             writer.writeheader()
             writer.writerows(rows)
-        assert list(opened(tmp_path / name).read(0, 3)) == rows
+        assert list(opened(tmp_path / name).read_rows(0, 3)) == rows
 
 
 def test_a_source_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_three_files_are_read_across_the_one_between(tmp_path: Path) -> None:
         (documents / f"{name}.json").write_text(json.dumps(rows))
     for start in range(8):
         for stop in range(start, 8):
-            assert list(opened(documents).read(start, stop)) == ROWS[start:stop]
+            assert list(opened(documents).read_rows(start, stop)) == ROWS[start:stop]
 
 
 @pytest.mark.parametrize("path", ["rows", "a/b/c", "./b", "a/b.jsonl", "a/b.json.gz", "~/rows"])

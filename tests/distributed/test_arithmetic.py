@@ -139,7 +139,7 @@ class Told(NamedTuple):
     def answers(self, prompts: Any) -> list[str]:
         return [f"{self.rank}:{','.join(map(str, p))}" for p in prompts]
 
-    def text(self, tokens: Any) -> str:
+    def decode_text(self, tokens: Any) -> str:
         return f"prompt of {len(tokens)}"
 
 

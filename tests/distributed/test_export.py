@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sftlab.checkpoints import manifest
+from sftlab.checkpoints import hugging_face, manifest
 from sftlab.checkpoints.hugging_face import broadcast_weights, export, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out
-from sftlab.models import weights
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
@@ -176,7 +175,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
     patch(shutil, "rmtree", delete_half)
     patch(shutil, "copytree", shutil.copytree)  # all that is small is there, the weights are not
-    patch(weights, "sync")
+    patch(hugging_face, "sync")
     patch(Path, "rename")
     yield counter
 

@@ -10,10 +10,11 @@ from torch.distributed.tensor import DTensor
 
 from sftlab.checkpoints import manifest
 from sftlab.checkpoints.hugging_face import broadcast_weights
-from sftlab.checkpoints.save_and_restore import Checkpoints, local
+from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.parallel.world import local_part
 from sftlab.training.optim import adamw
 from tests.asymmetric import draws, seed_generators
 from tests.support import run_distributed, tiny_llama
@@ -63,7 +64,7 @@ def held(scorer: Scorer, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]
     found = []
     for p in scorer.parameters():
         kept = optimizer.state[p]
-        found += [local(t).detach().clone() for t in (p, kept["exp_avg"], kept["exp_avg_sq"], kept["step"])]
+        found += [local_part(t).detach().clone() for t in (p, kept["exp_avg"], kept["exp_avg_sq"], kept["step"])]
     return found
 
 

@@ -34,7 +34,7 @@ def test_the_table_of_rooms_names_every_folder_and_every_command() -> None:
 def test_the_readmes_tree_is_complete() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     tree = readme[readme.index("## The tree") : readme.index("## After training")]
-    blocks = re.split(r"^(\w+)/ ", tree, flags=re.MULTILINE)
+    blocks = re.split(r"^(\w+)/\s", tree, flags=re.MULTILINE)
     found = dict(zip(blocks[1::2], blocks[2::2], strict=True))
     assert set(found) == {e for e in entries(REPO) if (REPO / e).is_dir()}
     for folder in ("conf", "sftlab"):

@@ -15,9 +15,10 @@ from sftlab.config.overrides import GIVEN, quote
 from sftlab.data.formats.squad import Squad
 from sftlab.data.render import Renderer
 from sftlab.generate import DECODING
+from sftlab.inference import chat
 from sftlab.inference.chat import stream
 from sftlab.inference.decoding import DecodingSettings, decode
-from sftlab.inference.loaded_model import LoadedModel, chat
+from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.prompts import request
 from sftlab.inference.trained_model import resolve
 from tests.asymmetric import reciter
@@ -182,7 +183,7 @@ def sampled(run: Path, texts: list[str], **how: Any) -> list[str]:
     """What the library itself makes of these prompts with these settings."""
     model = LoadedModel.load(resolve(str(run)), torch.device("cpu"))
     found = dict(decode(model.scorer, [model.encode(t) for t in texts], DecodingSettings(**how), model.ends))
-    return [model.text(found[i]).strip() for i in range(len(texts))]
+    return [model.decode_text(found[i]).strip() for i in range(len(texts))]
 
 
 HOT = {"temperature": 9.0, "max_new_tokens": 9}
@@ -252,7 +253,7 @@ def test_a_system_message_is_heard(listening_run: Path, typed: Typed) -> None:
     how = DecodingSettings(max_new_tokens=6, temperature=0.1)
     ((_, tokens),) = decode(model.scorer, [model.encode_chat(messages)], how, model.turn_ends())
     plain, brief = turn(), turn("system=Be brief.")
-    assert brief.split() == model.text(tokens).split() and plain != brief
+    assert brief.split() == model.decode_text(tokens).split() and plain != brief
 
 
 @pytest.fixture(scope="module")

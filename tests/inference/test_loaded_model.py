@@ -100,4 +100,4 @@ def test_what_ends_a_turn_is_the_special_token_right_behind_it(
 def test_special_tokens_are_not_shown(model_folder: Path) -> None:
     found = loaded(model_folder)
     tokens = found.tokenizer("<s>the keeper<pad> counts</s>", add_special_tokens=False)["input_ids"]
-    assert found.text(tokens) == "the keeper counts"
+    assert found.decode_text(tokens) == "the keeper counts"

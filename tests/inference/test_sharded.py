@@ -86,7 +86,7 @@ def test_an_answer_has_as_many_tokens_as_it_may(
     most: int, scorer: Scorer, tokenizer: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    monkeypatch.setattr(Generator, "text", lambda self, tokens: lengths.append(len(tokens)) or "x")
+    monkeypatch.setattr(Generator, "decode_text", lambda self, tokens: lengths.append(len(tokens)) or "x")
     tokenizer.eos_token = "<s>"
     Generator(scorer, tokenizer, CPU, max_new_tokens=most).answers(prompts[:3])
     assert lengths == [most] * 3
@@ -107,7 +107,7 @@ def test_without_a_padding_token_prompts_are_padded_with_the_end(
 
 def test_special_tokens_are_no_text(scorer: Scorer, tokenizer: Any) -> None:
     tokens = np.array([0, *tokenizer("bread", add_special_tokens=False).input_ids, 1, 2], np.int32)
-    assert Generator(scorer, tokenizer, CPU).text(tokens) == "bread"
+    assert Generator(scorer, tokenizer, CPU).decode_text(tokens) == "bread"
 
 
 def test_an_error_in_between_leaves_the_model_training_with_its_own_attention(scorer: Scorer) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.common.metrics import read_metrics
+from sftlab.common.files import read_jsonl
 from sftlab.common.run_directory import note_failure
-from sftlab.launchers import launcher
 from sftlab.launchers.job import Stalled, note_attempt
+from sftlab.launchers.launcher import Points, make_launcher
 from sftlab.launchers.slurm import clean_environment
 from sftlab.launchers.snapshot import own_packages, snapshot
-from sftlab.sweeps.record import Sweep, differing
+from sftlab.sweeps.record import Sweep
 from tests.support import command
 
 
@@ -34,12 +34,13 @@ def sbatch_lines(script: str) -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
 
 
-def sweep(folder: Path) -> Sweep:
-    return Sweep(folder, str(Path.cwd()), [], {}, points=[{"num": n, "run_dir": str(n)} for n in range(3)])
+def script(folder: Path, given: dict[str, object], num: int) -> str:
+    run_dirs = {n: folder / str(n) for n in range(num)}
+    return make_launcher(given).script(Points(folder, "sft", str(Path.cwd()), folder / "code", run_dirs))
 
 
 def test_null_options_write_no_line(tmp_path):
-    lines = sbatch_lines(launcher(options()).script(sweep(tmp_path), [0], tmp_path / "code"))
+    lines = sbatch_lines(script(tmp_path, options(), 1))
     asked = set(lines) - {"job-name", "output", "error", "open-mode"}  # names and logs
     assert asked == {"nodes", "ntasks-per-node", "time", "signal"}
     assert (lines["time"], lines["signal"]) == ("60", "USR2@120")
@@ -52,15 +53,15 @@ def test_every_option_reaches_the_script(tmp_path):
         setup=["module load cuda"], python="apptainer exec x.sif python",
         sbatch={"reservation": "spring", "exclusive": True, "mail_type": "END", "requeue": None, "contiguous": False},
     )  # fmt: skip
-    script = launcher(given).script(sweep(tmp_path), [0, 1, 2], tmp_path / "code")
-    lines = sbatch_lines(script)
+    made = script(tmp_path, given, 3)
+    lines = sbatch_lines(made)
     expected = {
         "nodes": "3", "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12", "mem": "0M",
         "partition": "gpu", "account": "'a b'", "qos": "long", "constraint": "a100", "time": "90",
         "signal": "USR2@300", "array": "0-2%2", "reservation": "spring", "exclusive": "", "mail-type": "END",
     }  # fmt: skip
     assert {k: v for k, v in lines.items() if k not in ("job-name", "output", "error", "open-mode")} == expected
-    shell = script.split("# setup")[1]
+    shell = made.split("# setup")[1]
     assert shell.index("module load cuda") < shell.index(f"PYTHONPATH={tmp_path}/code")
     assert "export SRUN_CPUS_PER_TASK=12" in shell and "apptainer exec x.sif python -u -m submitit" in shell
     assert "--kill-on-bad-exit=1" in shell
@@ -72,7 +73,7 @@ def test_every_option_reaches_the_script(tmp_path):
 )
 def test_options_that_cannot_work_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
-        launcher(options(**wrong))
+        make_launcher(options(**wrong))
 
 
 def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path):
@@ -118,7 +119,7 @@ def test_a_local_driver_that_is_told_to_end_ends_its_points_which_save_first(tmp
     points = [tmp_path / "sweep" / "0"]
     try:
         for point in points:
-            wait_for(lambda point=point: len(read_metrics(point / "metrics.jsonl")) > 2)
+            wait_for(lambda point=point: len(read_jsonl(point / "metrics.jsonl")) > 2)
         driver.terminate()
         assert driver.wait(60) == 128 + signal.SIGTERM
     finally:
@@ -177,7 +178,7 @@ def test_a_snapshot_is_made_anew_only_if_the_code_changed(tmp_path, monkeypatch)
     (tmp_path / "sweep").mkdir()
     first = snapshot(tmp_path / "sweep", [config], tmp_path)
     assert (first / "own_package/__init__.py").read_text() == "x = 1\n"
-    assert (first / "sftlab/launcher/job.py").is_file() and (first / "conf/train.yaml").is_file()
+    assert (first / "sftlab/launchers/job.py").is_file() and (first / "conf/train.yaml").is_file()
     assert set(json.loads((first / "git.json").read_text())) == {"git_commit", "git_diff", "digest"}
     assert snapshot(tmp_path / "sweep", [config], tmp_path) == first
     (own / "__init__.py").write_text("x = 2\n")
@@ -191,11 +192,13 @@ def test_the_record_keeps_points_and_names_what_differs(tmp_path):
     config = {"resume": "auto", "seed": 0}
     first.with_points([(0, ["optim.lr=1", "seed=1"], config), (1, ["optim.lr=2", "seed=1"], config)]).write()
     read = Sweep.read(tmp_path)
-    assert read.swept == ["optim.lr"] and read.config(1) == config
-    read.launched({"nodes": 2}, {1: "5_1"}).write()
-    assert [p["job_id"] for p in Sweep.read(tmp_path).points] == [None, "5_1"]
-    assert differing([["+a.b=1", "c=x=1"], ["+a.b=1", "c=x=2"], ["+a.b=1"]]) == ["c"]
-    with pytest.raises(ValueError, match="no sweep's directory"):
+    assert read.observed({}).swept == ["optim.lr"] and read.config(1) == config
+    read.with_jobs({"nodes": 2}, {1: "5_1"}).write()
+    assert [e["job_id"] for e in Sweep.read(tmp_path).entries] == [None, "5_1"]
+    overrides = [["+a.b=1", "c=x=1"], ["+a.b=1", "c=x=2"], ["+a.b=1"]]
+    entries = [{"num": num, "overrides": given} for num, given in enumerate(overrides)]
+    assert Sweep(tmp_path, entries=entries).observed({}).swept == ["c"]
+    with pytest.raises(ValueError, match="is no sweep's folder"):
         Sweep.read(tmp_path / "0")
 
 

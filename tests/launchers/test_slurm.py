@@ -1,4 +1,4 @@
-"""The SLURM launcher up to sbatch, whose script and environment are kept, and the job that a rank runs."""
+"""The SLURM launcher up to sbatch, whose script is kept, the job that a rank runs, and which jobs are alive."""
 
 import json
 import os
@@ -15,10 +15,12 @@ import yaml
 
 from sftlab.common import run_directory
 from sftlab.config.groups import CONF
-from sftlab.launchers import LaunchError, job, launcher, submit
+from sftlab.launchers import job, slurm
 from sftlab.launchers.job import Job, Stalled
+from sftlab.launchers.launcher import LaunchError, Points, make_launcher
 from sftlab.launchers.slurm import Slurm, clean_environment
 from sftlab.launchers.snapshot import files, own_packages, snapshot
+from sftlab.sweeps.launch import launch
 from sftlab.sweeps.record import Sweep
 from sftlab.training import run as runs
 from tests.pretend import Clients, without_slurm_variables
@@ -31,7 +33,7 @@ def no_job_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
     clients = Clients(tmp_path / "bin")
     clients.answer("srun")
     clients.answer("sbatch", "Submitted batch job 50\n")
@@ -46,16 +48,17 @@ def options(**changes: Any) -> dict[str, Any]:
 
 def make_sweep(folder: Path, num: int = 3, **changes: Any) -> Sweep:
     folder.mkdir(exist_ok=True)
-    record = Sweep(folder, str(folder), [], {}, name="tuned")
+    record = Sweep(folder, str(folder), ["train"], name="tuned")
     config = {"resume": "never", "run_dir": "x", "optim": {"lr": 1}}
     record = record.with_points([(n, [f"optim.lr={n}"], config) for n in range(num)])
     record.write()
     return record
 
 
-def script(folder: Path, num: int = 1, sweep: Sweep | None = None, **changes: Any) -> list[str]:
-    made = sweep or Sweep(folder, str(folder), [], {}, name="tuned", points=[{"num": n} for n in range(3)])
-    return launcher(options(**changes)).script(made, list(range(num)), folder / "code").splitlines()
+def script(folder: Path, num: int = 1, cwd: str = "", **changes: Any) -> list[str]:
+    run_dirs = {n: folder / str(n) for n in range(num)}
+    points = Points(folder, "tuned", cwd or str(folder), folder / "code", run_dirs)
+    return make_launcher(options(**changes)).script(points).splitlines()
 
 
 # An option, a value that is not its default, and the line of the script that says so.
@@ -80,7 +83,7 @@ ELSEWHERE = {"_target_", "python", "max_stalled", "wait", "dry_run"}  # each has
 
 def test_every_key_of_the_slurm_options_has_a_test() -> None:
     assert set(options()) == set(IN_SCRIPT) | ELSEWHERE
-    assert {f.name for f in fields(Slurm)} == set(options()) - {"_target_"}
+    assert {f.name for f in fields(Slurm) if f.init} == set(options()) - {"_target_"}
 
 
 @pytest.mark.parametrize("name", IN_SCRIPT)
@@ -98,7 +101,7 @@ def test_the_name_the_logs_and_the_python_are_in_the_script(tmp_path: Path) -> N
     assert any(f" {shlex.quote(sys.executable)} -u -m submitit.core._submit" in line for line in lines)
     assert any(" singularity run x python -u -m" in s for s in script(tmp_path, python="singularity run x python"))
     assert not [s for s in lines if s.startswith("#SBATCH --array")]  # one point is one job
-    here = script(tmp_path, sweep=Sweep(tmp_path, os.getcwd(), [], {}, points=[{"num": 0}]))
+    here = script(tmp_path, cwd=os.getcwd())
     assert not [s for s in here if "chdir" in s]
 
 
@@ -155,55 +158,54 @@ def test_the_shell_lines_run_the_copied_code_with_threads_that_fit(
 )
 def test_options_that_cannot_work_are_refused_by_name(wrong: dict[str, int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        launcher(options(**wrong))
-    launcher(options(timeout_min=3, signal_delay_s=179, nodes=1, processes_per_node=1, max_stalled=1))
+        make_launcher(options(**wrong))
+    make_launcher(options(timeout_min=3, signal_delay_s=179, nodes=1, processes_per_node=1, max_stalled=1))
 
 
 def submitted(sweep: Sweep, job_id: str) -> Any:
     """Return what Submitit will run as a job, and how often it lets it be requeued."""
-    with (sweep.dir / ".submitit" / job_id / f"{job_id}_submitted.pkl").open("rb") as file:
+    with (sweep.folder / ".submitit" / job_id / f"{job_id}_submitted.pkl").open("rb") as file:
         return pickle.load(file)
 
 
-def test_points_are_queued_as_one_array_in_the_order_of_their_numbers(tmp_path: Path, slurm: Clients) -> None:
+def test_points_are_queued_as_one_array_in_the_order_of_their_numbers(tmp_path: Path, programs: Clients) -> None:
     sweep = make_sweep(tmp_path / "s")
-    entries = submit([{"num": 2}, {"num": 0}], options(max_stalled=9, qos="long"), sweep.dir)
-    assert [(p["num"], p["job_id"]) for p in entries] == [(0, "50_1"), (2, "50_0")]
-    assert [p["job_id"] for p in Sweep.read(sweep.dir).points] == ["50_1", None, "50_0"]
-    assert Sweep.read(sweep.dir).launcher == options(max_stalled=9, qos="long")
-    assert "#SBATCH --array=0-1%2" in slurm.script() and "#SBATCH --qos=long" in slurm.script()
-    assert f"PYTHONPATH={sweep.dir}/code:" in slurm.script()
+    queued = launch(sweep, [2, 0], options(max_stalled=9, qos="long"))
+    assert [(e["num"], e["job_id"]) for e in queued.entries] == [(0, "50_1"), (1, None), (2, "50_0")]
+    assert Sweep.read(sweep.folder) == queued
+    assert queued.launcher == options(max_stalled=9, qos="long")
+    assert "#SBATCH --array=0-1%2" in programs.script() and "#SBATCH --qos=long" in programs.script()
+    assert f"PYTHONPATH={sweep.folder}/code:" in programs.script()
     for job_id, num in (("50_0", 2), ("50_1", 0)):
         delayed = submitted(sweep, job_id)
-        assert (delayed.function.run_dir, delayed.function.max_stalled) == (str(sweep.dir / str(num)), 9)
+        assert (delayed.function.run_dir, delayed.function.max_stalled) == (str(sweep.folder / str(num)), 9)
         assert delayed._timeout_countdown == 1_000_000  # a requeue costs nothing: our own count ends it
 
 
-def test_one_point_is_queued_as_a_job(tmp_path: Path, slurm: Clients) -> None:
+def test_one_point_is_queued_as_a_job(tmp_path: Path, programs: Clients) -> None:
     sweep = make_sweep(tmp_path / "s")
-    (entry,) = submit([{"num": 1}], options(), sweep.dir)
-    assert entry["job_id"] == "50" and "--array" not in slurm.script()
-    assert submitted(sweep, "50").function.run_dir == str(sweep.dir / "1")
+    assert launch(sweep, [1], options()).job_id(1) == "50" and "--array" not in programs.script()
+    assert submitted(sweep, "50").function.run_dir == str(sweep.folder / "1")
 
 
-def test_a_refusal_of_sbatch_queues_nothing_and_says_why(tmp_path: Path, slurm: Clients) -> None:
-    slurm.answer("sbatch", error="sbatch: error: invalid partition", code=1)
+def test_a_refusal_of_sbatch_queues_nothing_and_says_why(tmp_path: Path, programs: Clients) -> None:
+    programs.answer("sbatch", error="sbatch: error: invalid partition", code=1)
     sweep = make_sweep(tmp_path / "s")
     with pytest.raises(LaunchError, match=r"(?s)sbatch refused the jobs, nothing is queued: .*invalid partition"):
-        submit([{"num": 0}, {"num": 1}], options(), sweep.dir)
-    assert [p["job_id"] for p in Sweep.read(sweep.dir).points] == [None] * 3
+        launch(sweep, [0, 1], options())
+    assert [e["job_id"] for e in Sweep.read(sweep.folder).entries] == [None] * 3
 
 
 def test_a_job_that_submits_hides_its_own_variables_from_sbatch(
-    tmp_path: Path, slurm: Clients, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, programs: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep(tmp_path / "s")
     hidden = ("SLURM_JOB_ID", "SBATCH_QOS", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR")
     kept = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
     for name in (*hidden, *kept):
         monkeypatch.setenv(name, "7")
-    submit([{"num": 0}], options(), sweep.dir)
-    assert set(slurm.environment()) & {*hidden, *kept} == set(kept)
+    launch(sweep, [0], options())
+    assert set(programs.environment()) & {*hidden, *kept} == set(kept)
     assert all(os.environ[name] == "7" for name in hidden)
     monkeypatch.delenv("SLURM_JOB_ID")  # on a login node the user's own defaults for sbatch stand
     with clean_environment():
@@ -382,16 +384,105 @@ def test_the_newest_copy_is_the_one_that_a_new_one_is_compared_with(
 
 def test_a_record_keeps_what_is_told_of_points(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", 2)
-    assert (sweep.dir / "1" / "config.yaml").exists() and sweep.run_dir(1) == sweep.dir / "1"
+    assert (sweep.folder / "1" / "config.yaml").exists() and sweep.run_dir(1) == sweep.folder / "1"
     config = {**sweep.config(1), "resume": "auto"}
     more = sweep.with_points([(10, ["optim.lr=1", "x=1"], config), (1, ["optim.lr=7"], config)])
-    assert [(p["num"], p["overrides"]) for p in more.points] == [
+    assert [(e["num"], e["overrides"]) for e in more.entries] == [
         (0, ["optim.lr=0"]), (1, ["optim.lr=7"]), (10, ["optim.lr=1", "x=1"]),
     ]  # fmt: skip
-    assert more.swept == ["optim.lr", "x"]
-    launched = more.launched({"nodes": 2}, {1: "7", 10: "8"})
-    assert [p["job_id"] for p in launched.launched({}, {10: None}).points] == [None, "7", None]
+    assert more.observed({}).swept == ["optim.lr", "x"]
+    launched = more.with_jobs({"nodes": 2}, {1: "7", 10: "8"})
+    assert [e["job_id"] for e in launched.with_jobs({}, {10: None}).entries] == [None, "7", None]
     launched.write()
-    read = Sweep.read(sweep.dir)
-    assert vars(read) == vars(launched) and read.name == "tuned" and read.launcher == {"nodes": 2}
-    assert sorted(p.name for p in sweep.dir.iterdir()) == ["0", "1", "10", "sweep.json"]
+    read = Sweep.read(sweep.folder)
+    assert read == launched and read.name == "tuned" and read.launcher == {"nodes": 2}
+    assert sorted(p.name for p in sweep.folder.iterdir()) == ["0", "1", "10", "sweep.json"]
+
+
+@pytest.fixture
+def jobs(programs: Clients, monkeypatch: pytest.MonkeyPatch) -> Clients:
+    """SLURM's programs, which are asked about jobs at every look."""
+    programs.answer("sacct", error="no accounts", code=1)
+    programs.answer("scancel")
+    programs.answer("sbatch", *(f"Submitted batch job {50 + n}\n" for n in range(3)))
+    monkeypatch.setattr(slurm, "POLL_S", 0.0)
+    return programs
+
+
+class Queue:
+    """A launcher, and points of its by their numbers."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.launcher = make_launcher(options(**changes))
+        assert isinstance(self.launcher, Slurm)
+        self.sweep = make_sweep(folder)
+
+    def start(self, num: int) -> None:
+        job_ids = self.launcher.start(self.sweep.to_run([num], self.sweep.folder / "code"))
+        self.sweep = self.sweep.with_jobs(options(), job_ids)
+
+    def alive(self, num: int) -> bool:
+        return self.launcher.alive(self.sweep.run_dir(num), self.sweep.job_id(num))
+
+
+def test_points_that_are_started_one_by_one_are_jobs_of_their_own(tmp_path: Path, jobs: Clients) -> None:
+    made = Queue(tmp_path / "s", partition="night")
+    assert not made.alive(0)  # it has not been started
+    made.start(2)
+    made.start(0)
+    assert [e["job_id"] for e in made.sweep.entries] == ["51", None, "50"]
+    assert "#SBATCH --partition=night" in jobs.script(2)
+    jobs.answer("squeue", "50|COMPLETED|1:00|None\n51|RUNNING|1:00|None\n")
+    assert [made.alive(num) for num in range(3)] == [True, False, False]
+    made.launcher.stop(made.sweep.run_dir(0), made.sweep.job_id(0))
+    assert jobs.calls("scancel") == [["51"]]
+    assert made.launcher.interrupted() == "the jobs carry on" and jobs.num_calls("scancel") == 1
+    made.launcher.stop(made.sweep.run_dir(1), None)
+    assert jobs.num_calls("scancel") == 1
+
+
+def test_slurm_is_asked_once_for_all_points_and_not_at_every_look(
+    tmp_path: Path, jobs: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Queue(tmp_path / "s")
+    monkeypatch.setattr(slurm, "POLL_S", 3600.0)
+    made.start(0)
+    made.start(1)
+    jobs.answer("squeue", "50|RUNNING|1:00|None\n51|FAILED|1:00|None\n")
+    assert [made.alive(n) for n in (0, 1, 0, 1)] == [True, False, True, False] and jobs.num_calls("squeue") == 1
+    made.start(2)  # a new job makes the last answer old
+    made.alive(0)
+    assert jobs.num_calls("squeue") == 2
+
+
+def test_a_job_of_an_earlier_driver_is_asked_about_before_it_is_called_alive(
+    tmp_path: Path, jobs: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Queue(tmp_path / "s")
+    monkeypatch.setattr(slurm, "POLL_S", 3600.0)
+    made.sweep = made.sweep.with_jobs({}, {0: "40", 1: "41", 2: "42"})
+    jobs.answer("squeue", "40|RUNNING|1:00|None\n41|CANCELLED|1:00|None\n42|TIMEOUT|1:00|None\n")
+    assert [made.alive(num) for num in range(3)] == [True, False, False]
+
+
+def test_a_controller_that_is_away_leaves_jobs_alive(tmp_path: Path, jobs: Clients) -> None:
+    made = Queue(tmp_path / "s")
+    made.start(0)
+    jobs.answer("squeue", error="cannot contact the controller", code=1)
+    assert all(made.alive(0) for _ in range(8))
+
+
+def test_a_job_out_of_sight_five_times_in_a_row_is_gone(tmp_path: Path, jobs: Clients) -> None:
+    made = Queue(tmp_path / "s")
+    made.start(0)
+    there = "50|RUNNING|1:00|None\n"
+    jobs.answer("squeue", "", "", "", "", there, "", "", "", "", "")
+    assert [made.alive(0) for _ in range(10)] == [True] * 9 + [False]
+
+
+def test_a_job_whose_node_failed_is_alive_again_once_it_is_requeued(tmp_path: Path, jobs: Clients) -> None:
+    made = Queue(tmp_path / "s")
+    made.start(0)
+    jobs.answer("squeue", *(f"50|{state}|1:00|None\n" for state in ("NODE_FAIL", "PENDING", "RUNNING", "FAILED")))
+    assert [made.alive(0) for _ in range(5)] == [False, True, True, False, False]
+    assert jobs.num_calls("squeue") == 4  # a job that failed is not asked about again

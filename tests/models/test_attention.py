@@ -57,7 +57,7 @@ def test_each_kind_of_layer_gets_its_own_window() -> None:
     assert windows(sliding_window=8, layer_types=["sliding_attention"]) == {"sliding_attention": 8}
     assert windows(sliding_window=8) == 8 and windows(sliding_window=8, layer_types=None) == 8
     assert windows() is None and windows(sliding_window=None) is None
-    with pytest.raises(ValueError, match="layers of type conv, mamba mix tokens by another rule"):
+    with pytest.raises(ValueError, match="layers of type conv, mamba mix tokens by a rule other than attention"):
         windows(layer_types=["mamba", "full_attention", "conv"])
 
 

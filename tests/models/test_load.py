@@ -152,7 +152,7 @@ def test_attention_for_a_gpu_and_for_a_cpu(model_folder: Path) -> None:
     assert Model(folder, attention="sdpa").load_config(cuda)._attn_implementation == "sdpa"
     with pytest.raises(ValueError, match=r"model\.attention=flex needs CUDA"):
         Model(folder, attention="flex").load_config(CPU)
-    with pytest.raises(ValueError, match=r"model\.attention=blocks is for a CPU.* this is llama on cuda"):
+    with pytest.raises(ValueError, match=r"model\.attention=blocks needs a CPU.*; this is llama on cuda\. Use auto"):
         Model(folder, attention="blocks").load_config(cuda)
 
 

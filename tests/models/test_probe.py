@@ -174,7 +174,7 @@ def test_half_precision_may_be_as_far_off_as_its_rounding() -> None:
     half, whole = Scorer(tiny_llama().bfloat16()), Scorer(tiny_llama())
     half.logit_scale = whole.logit_scale = 1.01
     probe(half, "padded", CPU)
-    with pytest.raises(ValueError, match="does something to its logits"):
+    with pytest.raises(ValueError, match="changes its logits in a way that the scorer does not know"):
         probe(whole, "padded", CPU)
 
 
@@ -251,5 +251,5 @@ def test_the_best_attention_that_transformers_has_is_chosen() -> None:
     llama, gpt2, oss = (AutoConfig.for_model(kind) for kind in ("llama", "gpt2", "gpt_oss"))
     assert (best_attention(llama, cuda), best_attention(gpt2, cuda)) == ("flex", "sdpa")
     assert (best_attention(llama, CPU), best_attention(oss, CPU)) == ("blocks", "sdpa"), "sinks are no SDPA's"
-    with pytest.raises(ValueError, match="attention=blocks is for a CPU"):
+    with pytest.raises(ValueError, match="attention=blocks needs a CPU"):
         Model(DEMO, attention="blocks").load_config(cuda)

@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 
+from sftlab.config import groups
 from sftlab.data.formats.squad import Squad
 from sftlab.data.plan import shuffled
-from sftlab.evaluate import own_name
 from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import TrainedModel, resolve
 from sftlab.scoring.bootstrap import scores_of
+from sftlab.scoring.on_data import own_name
 from tests.commands import Typed, run_here
 from tests.support import command, read_jsonl
 
@@ -123,7 +124,7 @@ def test_a_model_folder_without_its_run(
     model_folder: Path, squad_files: tuple[Path, Path], tmp_path: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "say which, data=squad" in refused("evaluate", f"run={model_folder}")
+    assert "name some, such as data=squad" in refused("evaluate", f"run={model_folder}")
     run_here("evaluate", f"run={model_folder}", "data=squad", f"data.path={squad_files[1]}", "max_new_tokens=4")
     (folder,) = (tmp_path / "evaluations").iterdir()
     assert scores(folder / "evaluate" / "squad")["examples"] == 12
@@ -254,6 +255,32 @@ def test_every_number_of_an_evaluation_is_the_one_worked_out_by_hand(
     assert {line["answer"] for line in theirs} == {""} and len(theirs) == 4
 
 
+def test_a_run_on_a_mixture_is_scored_source_by_source(rye_run: Path, typed: Typed, tmp_path: Path) -> None:
+    """The model says " rye bread" to all: half right on its own questions, and right on those of the other source."""
+    shutil.copytree(rye_run / "model", tmp_path / "run" / "model")
+    config = yaml.safe_load((rye_run / "config.yaml").read_text())
+    row = {"context": "An oven.", "question": "What?", "answers": {"text": ["rye bread"], "answer_start": [0]}}
+    rows = [{"id": f"r{i}", **row} for i in range(2)]
+    (tmp_path / "right.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sources = {"half": config["data"], "right": config["data"] | {"val_path": str(tmp_path / "right.jsonl")}}
+    config["data"] = {"_target_": "sftlab.data.mixture.Mixture", "sources": sources, "weights": {"half": 1, "right": 1}}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    typed("evaluate", f"run={tmp_path}/run", "max_new_tokens=20", f"output_dir={tmp_path}/out")
+    found = scores(tmp_path / "out")
+    assert {name: value for name, value in found["scores"].items() if "/" in name} == pytest.approx(
+        {"half/exact_match": 0.5, "half/f1": 2 / 3, "right/exact_match": 1.0, "right/f1": 1.0}
+    )
+    assert not {"exact_match", "f1"} & set(found["scores"]) and found["examples"] == 6
+    lines = read_jsonl(tmp_path / "out" / "predictions.jsonl")
+    assert [next(iter(line["scores"])) for line in lines] == ["half/exact_match"] * 4 + ["right/exact_match"] * 2
+
+    typed("evaluate", f"run={tmp_path}/run", "max_new_tokens=20", f"output_dir={tmp_path}/two", "limit=2")
+    sample = sorted(shuffled(6, 0, 0)[:2].tolist())
+    assert read_jsonl(tmp_path / "two" / "predictions.jsonl") == [
+        lines[i] | {"index": n, "nll": pytest.approx(lines[i]["nll"], rel=1e-4)} for n, i in enumerate(sample)
+    ]
+
+
 def test_an_answer_is_as_long_as_its_run_allows_unless_said_otherwise(
     rye_run: Path, typed: Typed, tmp_path: Path
 ) -> None:
@@ -348,7 +375,9 @@ def test_counts_must_be_whole_and_at_least_one(key: str, value: str, rye_run: Pa
     assert "expected a whole number of at least 1" in refused("evaluate", f"run={rye_run}", f"{key}={value}")
 
 
-def test_the_run_s_data_have_the_name_of_their_option(rye_run: Path, tmp_path: Path) -> None:
+def test_the_run_s_data_have_the_name_of_their_option(
+    rye_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def named(path: str, *overrides: str) -> str:
         (tmp_path / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
         return own_name(TrainedModel("run", "model", tmp_path, {"data": {"path": path}}))
@@ -358,6 +387,11 @@ def test_the_run_s_data_have_the_name_of_their_option(rye_run: Path, tmp_path: P
     assert named("elsewhere.jsonl", "optim=adamw") == "validation"
     (tmp_path / "overrides.yaml").unlink()
     assert own_name(TrainedModel("run", "model", tmp_path, {"data": {"path": "asset://demo/train.jsonl.gz"}})) == "demo"
+    assert own_name(TrainedModel("run", "model", tmp_path, {"data": {"sources": {}}})) == "validation"
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "another.yaml").write_text("path: elsewhere.jsonl\n")
+    monkeypatch.setattr(groups, "installed", lambda: {"mine": tmp_path / "conf"})
+    assert own_name(TrainedModel("run", "model", tmp_path, {"data": {"path": "elsewhere.jsonl"}})) == "another"
 
 
 def test_a_base_that_is_not_known_is_said_before_anything_is_measured(

@@ -1,6 +1,7 @@
 """Measuring a model on examples: sums that are exact, on several ranks, gone on with after a stop."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from sftlab.common.files import read_jsonl as read_lines
 from sftlab.data.example import Example
 from sftlab.inference.decoding import DecodingSettings
 from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import resolve
-from sftlab.scoring.example_lines import Measurement, endings, losses, read_lines
+from sftlab.scoring.example_lines import Measurement, endings, losses
 from tests.asymmetric import reciter
 from tests.support import byte_tokenizer, random_examples, read_jsonl, run_distributed
 
@@ -28,7 +30,9 @@ class Counted:
         self.scored: list[str] = []
         self.loads = 0
         self.loaded = loaded
-        self.measure = Measurement(examples, DecodingSettings(max_new_tokens=3, batch_size=4), self.score, world)
+        self.measure = Measurement(
+            examples, DecodingSettings(max_new_tokens=3, batch_size=4), [self.score] * num, world
+        )
 
     def score(self, answer: str, references: Any) -> dict[str, float]:
         self.scored.append(answer)
@@ -36,7 +40,7 @@ class Counted:
 
     def load(self) -> LoadedModel:
         self.loads += 1
-        return self.inference
+        return self.loaded
 
     def __call__(self, path: Path, **settings: Any) -> list[dict[str, Any]]:
         self.loads, self.scored = 0, []
@@ -61,7 +65,7 @@ def test_a_stopped_evaluation_goes_on(counted: Counted, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return score(answer, references)
 
-    monkeypatch.setattr(counted, "measure", replace(counted.measure, score=stopped))
+    monkeypatch.setattr(counted, "measure", replace(counted.measure, scores=[stopped] * 30))
     with pytest.raises(KeyboardInterrupt):
         counted(path, seed=1)
     assert not path.exists()
@@ -71,7 +75,7 @@ def test_a_stopped_evaluation_goes_on(counted: Counted, tmp_path: Path, monkeypa
     done = len(part.read_text().splitlines()) - 1
     assert 9 <= done < 30
 
-    monkeypatch.setattr(counted, "measure", replace(counted.measure, score=score))
+    monkeypatch.setattr(counted, "measure", replace(counted.measure, scores=[score] * 30))
     again = counted(path, seed=1)
     assert len(counted.scored) == 30 - done and counted.loads == 1
     for a, b in zip(whole, again, strict=True):
@@ -109,12 +113,14 @@ def shared_unevenly(rank: Any, folder: str, model: str) -> dict[str, Any]:
     ]
     mine: list[int] = []
 
-    def score(answer: str, references: Any) -> dict[str, float]:
-        mine.append(int(references[0]))
+    def score(index: int, answer: str, references: Any) -> dict[str, float]:
+        assert references == (str(index),), "each example is scored by its own function"
+        mine.append(index)
         return {"rank": float(rank.rank)}
 
     loaded = LoadedModel.load(resolve(model), torch.device("cpu"))
-    measure = Measurement(examples, DecodingSettings(max_new_tokens=2, batch_size=4), score, rank)
+    scores = [partial(score, i) for i in range(len(examples))]
+    measure = Measurement(examples, DecodingSettings(max_new_tokens=2, batch_size=4), scores, rank)
     path = Path(folder) / "predictions.jsonl"
     whole = measure(lambda: loaded, path, {"model": "a"})
     lines = read_lines(path)
@@ -207,7 +213,7 @@ def test_an_answer_ends_at_the_mark_with_which_the_examples_end(tmp_path: Path, 
         prompt = loaded.encode("Answer:")
         tokens = np.array([*prompt, 50, *closing], np.int32)
         example = Example(tokens, np.arange(len(tokens)) >= len(prompt), "e", 0, len(prompt), ("rye",))
-        measure = Measurement([example], DecodingSettings(max_new_tokens=20), lambda a, r: {}, one)
+        measure = Measurement([example], DecodingSettings(max_new_tokens=20), [lambda a, r: {}], one)
         (line,) = measure(lambda: loaded, tmp_path / "predictions.jsonl", {"closing": closing})
         return str(line["answer"])
 
@@ -223,7 +229,7 @@ def test_every_line_is_in_the_file_before_the_next_one_is_made(counted: Counted,
         seen.append(len(part.read_text().splitlines()))
         return {}
 
-    replace(counted.measure, score=score)(counted.load, tmp_path / "predictions.jsonl", {})
+    replace(counted.measure, scores=[score] * 30)(counted.load, tmp_path / "predictions.jsonl", {})
     assert seen == list(range(6, 30))
 
 

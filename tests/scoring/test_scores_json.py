@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.scoring.scores_json import write_report
+from sftlab.scoring.scores_json import compare_scores, show_scores, write_report
 
 OURS = [{"scores": {"f1": v}} for v in (0.5, 0.5, 0.5, 1.0)]
 BASE = [{"scores": {"f1": v}} for v in (0.25, 0.25, 0.25, 0.25)]

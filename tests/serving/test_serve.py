@@ -38,6 +38,7 @@ from sftlab.serving.servers import (
     vllm_command,
     wait_until_healthy,
 )
+from sftlab.serving.session import default_name
 from tests.commands import Typed
 from tests.support import REPO, free_port, read_jsonl
 
@@ -525,11 +526,11 @@ def test_a_model_is_called_after_its_run_its_folder_or_its_hub_id(
 ) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run")
-    assert serve.default_name(TrainedModel(".", "model", Path("."))) == "run"
-    assert serve.default_name(TrainedModel("model", "model")) == "model"
-    assert serve.default_name(TrainedModel(".", ".")) == "run"
-    assert serve.default_name(TrainedModel("ada/demo", "ada/demo")) == "ada/demo"
-    assert serve.default_name(TrainedModel("asset://demo/model", "asset://demo/model")) == "demo/model"
+    assert default_name(TrainedModel(".", "model", Path("."))) == "run"
+    assert default_name(TrainedModel("model", "model")) == "model"
+    assert default_name(TrainedModel(".", ".")) == "run"
+    assert default_name(TrainedModel("ada/demo", "ada/demo")) == "ada/demo"
+    assert default_name(TrainedModel("asset://demo/model", "asset://demo/model")) == "demo/model"
 
 
 def test_a_bound_port_listens_and_is_nobody_else_s() -> None:

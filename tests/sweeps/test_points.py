@@ -3,15 +3,18 @@
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from sftlab.common import files
 from sftlab.launchers.squeue import Job
 from sftlab.sweeps import points
 from sftlab.sweeps.points import Point
+from sftlab.sweeps.record import Sweep
 from tests.asymmetric import unequal_sweep, write_point
 
 
@@ -21,12 +24,16 @@ def age(file: Path, seconds: float) -> None:
 
 def read(folder: Path, **entry: Any) -> Point:
     """Return point 0 as `entry` of sweep.json has it."""
-    record = {"points": [{"num": 0, **entry}]}
-    return points.read(folder, record, {"5_2": Job("RUNNING")}).points[0]
+    return observed(folder, [{"num": 0, **entry}], {"5_2": Job("RUNNING")}).points[0]
+
+
+def observed(folder: Path, entries: Sequence[Mapping[str, Any]] = (), jobs: Mapping[str, Job] | None = None) -> Sweep:
+    """Return a sweep whose record has these entries, with its points as they are now."""
+    return Sweep(folder, entries=entries).observed(jobs or {})
 
 
 def test_the_time_left_of_a_running_point_is_the_steps_to_go_at_the_pace_so_far(tmp_path: Path) -> None:
-    found = points.read(unequal_sweep(tmp_path), {})
+    found = observed(unequal_sweep(tmp_path))
     running = found.points[7]
     assert (running.state, running.step, running.max_steps) == ("running", 4, 10)
     assert running.left_s == 9.0  # 6 of 10 steps to go, at 6 s for 4
@@ -39,20 +46,20 @@ def test_points_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "3").touch()  # a file is no point
     assert points.numbered(tmp_path) == [2, 9, 10]
-    record = {"points": [{"num": 11, "overrides": ["a=1"]}, {"num": 0, "overrides": []}]}
-    assert [p.num for p in points.read(tmp_path, record).points] == [0, 2, 9, 10, 11]
+    entries = [{"num": 11, "overrides": ["a=1"]}, {"num": 0, "overrides": []}]
+    assert [p.num for p in observed(tmp_path, entries).points] == [0, 2, 9, 10, 11]
 
 
 def test_a_points_entry_in_the_record_goes_before_its_files_and_its_plan(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["optim.lr=1"], [{"step": 1, "time_s": 1.0, "train/loss": 5.0}])
     write_point(tmp_path, 1, ["optim.lr=2"], [])
     elsewhere = write_point(tmp_path / "more", 5, ["optim.lr=3"], [{"step": 2, "time_s": 1.0, "train/loss": 4.0}])
-    record = {"points": [{"num": 1, "overrides": ["optim.lr=9"], "run_dir": "more/5"}]}
-    first, second, third = points.read(tmp_path, record, None, [["a=0"], ["a=1"], ["a=2"]]).points
+    record = Sweep(tmp_path, entries=[{"num": 1, "overrides": ["optim.lr=9"], "run_dir": "more/5"}])
+    first, second, third = record.observed({}, [["a=0"], ["a=1"], ["a=2"]]).points
     assert first.overrides == ("a=0",) and first.folder == tmp_path / "0"
     assert second.overrides == ("optim.lr=9",) and second.folder == elsewhere and second.last["train/loss"] == 4.0
     assert third.overrides == ("a=2",) and third.state == "missing"
-    assert points.read(tmp_path, {}).points[1].overrides == ("optim.lr=2",)  # as its directory says
+    assert observed(tmp_path).points[1].overrides == ("optim.lr=2",)  # as its directory says
 
 
 def test_settings_lose_hydras_signs_and_keep_every_equals_sign() -> None:
@@ -71,7 +78,7 @@ def test_a_score_is_the_last_or_the_best_value_and_never_infinite() -> None:
 def test_only_what_differs_between_points_is_swept(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["name=x", "optim.lr=1"], [])
     write_point(tmp_path, 1, ["name=x", "optim.lr=1", "seed=2"], [])
-    found = points.read(tmp_path, {"points": [{"num": 2}]})  # of point 2 nothing is known, so it tells nothing
+    found = observed(tmp_path, [{"num": 2}])  # of point 2 nothing is known, so it tells nothing
     assert found.swept == ["seed"]
     assert [found.chosen(p) for p in found.points] == [{"seed": ""}, {"seed": "2"}, {"seed": ""}]
     assert not found.is_search
@@ -121,12 +128,12 @@ def test_a_point_without_a_job_is_silent_after_five_minutes_without_a_word(tmp_p
 
 def test_a_job_that_ended_without_a_summary_is_the_error(tmp_path: Path) -> None:
     write_point(tmp_path, 0, [], [], "running")
-    record = {"points": [{"num": 0, "job_id": "7"}]}
-    assert points.read(tmp_path, record, {"7": Job("OUT_OF_MEMORY")}).points[0].error == "SLURM: OUT_OF_MEMORY"
-    assert points.read(tmp_path, record, {"7": Job("COMPLETED")}).points[0].error == ""
+    entry = {"num": 0, "job_id": "7"}
+    assert observed(tmp_path, [entry], {"7": Job("OUT_OF_MEMORY")}).points[0].error == "SLURM: OUT_OF_MEMORY"
+    assert observed(tmp_path, [entry], {"7": Job("COMPLETED")}).points[0].error == ""
     write_point(tmp_path, 1, [], [], "failed", error="ValueError: why")
-    record = {"points": [{"num": 1, "job_id": "7"}]}
-    assert points.read(tmp_path, record, {"7": Job("FAILED")}).points[1].error == "ValueError: why"
+    entry = {"num": 1, "job_id": "7"}
+    assert observed(tmp_path, [entry], {"7": Job("FAILED")}).points[1].error == "ValueError: why"
     assert read(tmp_path, job_id="5_2").job_id == "5_2"
 
 
@@ -144,7 +151,7 @@ def test_the_step_and_the_steps_to_go_come_from_the_last_lines(tmp_path: Path) -
 def test_a_summary_that_is_not_finished_leaves_the_figures_to_the_metrics(tmp_path: Path) -> None:
     lines = [{"step": 2, "time_s": 1.0, "val/loss": 3.0}]
     write_point(tmp_path, 0, [], lines, "stopped", last={"val/loss": 99.0}, best={"val/loss": 99.0}, steps=40)
-    point = points.read(tmp_path, {}).points[0]
+    point = observed(tmp_path).points[0]
     assert (point.last["val/loss"], point.best["val/loss"], point.max_steps) == (3.0, 3.0, 40)
 
 
@@ -208,8 +215,8 @@ def test_the_last_traceback_of_every_rank_is_found_wherever_its_launcher_logs(tm
     log(".submitit/local_3/3_0_log.err", "here")
     log(".submitit/local_4/4_0_log.err", "another point")
     log("3/train.log")
-    found = points.read(tmp_path, {"points": [{"num": 3, "job_id": "9_1"}]})
-    assert points.tracebacks(found, found.points[0]) == [
+    found = observed(tmp_path, [{"num": 3, "job_id": "9_1"}])
+    assert points.tracebacks(tmp_path, found.points[0]) == [
         (".submitit/9_1/9_1_0_log.err", "Traceback (most recent call last)\n  first rank"),
         (".submitit/9_1/9_1_1_log.err", "Traceback (most recent call last)\n  second rank"),
         (".submitit/local_3/3_0_log.err", "Traceback (most recent call last)\n  here"),
@@ -222,14 +229,15 @@ def test_a_folder_is_a_sweep_by_its_record_its_plan_or_its_points(tmp_path: Path
     (tmp_path / "record" / "sweep.json").write_text('{"name": "x"}')
     (tmp_path / "plan" / "multirun.yaml").touch()
     (tmp_path / "points" / "4").mkdir()
-    assert points.read_record(tmp_path / "record") == {"name": "x"}
-    assert points.read_record(tmp_path / "plan") == points.read_record(tmp_path / "points") == {}
+    assert (Sweep.read(tmp_path / "record").name, Sweep.read(tmp_path / "record").entries) == ("x", ())
+    for name in ("plan", "points"):
+        assert Sweep.read(tmp_path / name) == Sweep(tmp_path / name, created="")
     with pytest.raises(ValueError, match="is no sweep's folder"):
-        points.read_record(tmp_path / "none")
+        Sweep.read(tmp_path / "none")
 
 
 def test_files_that_are_missing_or_torn_are_empty(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"a": 1')
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump(["é"]))
-    assert points.read_json(tmp_path / "torn.json") == points.read_json(tmp_path / "none.json") == {}
-    assert points.read_yaml(tmp_path / "whole.yaml") == ["é"] and points.read_yaml(tmp_path / "none.yaml") is None
+    assert files.read_json(tmp_path / "torn.json") == files.read_json(tmp_path / "none.json") == {}
+    assert files.read_yaml(tmp_path / "whole.yaml") == ["é"] and files.read_yaml(tmp_path / "none.yaml") is None

@@ -10,7 +10,7 @@ import pytest
 
 from hydra_plugins.sftlab_launcher._compose import PointsFailed, outcome
 from sftlab import train as training
-from sftlab.launchers import watch
+from sftlab.sweeps import watch
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.record import Sweep
 from tests.pretend import Clients, without_slurm_variables
@@ -67,9 +67,9 @@ def test_points_are_queued_with_the_options_of_the_command_line_and_not_waited_f
     assert "#SBATCH --array=0-2%3" in slurm.script() and slurm.num_calls("squeue") == 0
     fixed = ["launcher=slurm", "launcher.wait=False", *typed[2:]]  # as Hydra writes them
     record = Sweep.read(tmp_path / "s")
-    assert [(p["num"], p["job_id"], p["run_dir"]) for p in record.points] == [(n, f"50_{n}", str(n)) for n in range(3)]
-    assert [p["overrides"] for p in record.points] == [[*fixed, f"optim.lr=0.000{n}", "name=tuned"] for n in (1, 2, 3)]
-    assert (record.name, record.cwd, record.swept) == ("tuned", str(tmp_path), ["optim.lr"])
+    assert [(e["num"], e["job_id"], e["run_dir"]) for e in record.entries] == [(n, f"50_{n}", str(n)) for n in range(3)]
+    assert [e["overrides"] for e in record.entries] == [[*fixed, f"optim.lr=0.000{n}", "name=tuned"] for n in (1, 2, 3)]
+    assert (record.name, record.cwd, record.observed({}).swept) == ("tuned", str(tmp_path), ["optim.lr"])
     assert record.launcher["partition"] == "night" and record.launcher["max_stalled"] == 2
     assert record.command == sys.orig_argv
     configs = [record.config(n) for n in range(3)]
@@ -146,7 +146,7 @@ def test_a_dry_run_shows_the_script_and_every_point_and_leaves_nothing(
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     out = command(f"launcher={launcher}", "launcher.processes_per_node=3", "launcher.dry_run=true", "seed=4,5")
-    expected = "#SBATCH --ntasks-per-node=3" if launcher == "slurm" else "# 3 processes a point, 1 points at a time"
+    expected = "#SBATCH --ntasks-per-node=3" if launcher == "slurm" else "# 3 processes per point, 1 points at a time"
     assert expected in out and "# point 0: " in out and "seed=4" in out and "# point 1: " in out and "seed=5" in out
     assert f"{tmp_path}/s/code" in out
     assert sorted(tmp_path.rglob("*")) == before and slurm.num_calls("sbatch") == 0
@@ -180,7 +180,7 @@ def test_a_second_command_adds_to_the_sweep_in_its_directory(command: Command, s
     slurm.answer("sbatch", "Submitted batch job 60\n")
     command("launcher=slurm", "launcher.wait=false", "seed=1,2", "launcher.timeout_min=90")
     record = Sweep.read(tmp_path / "s")
-    assert [p["job_id"] for p in record.points] == ["60_0", "60_1"] and record.launcher["timeout_min"] == 90
+    assert [e["job_id"] for e in record.entries] == ["60_0", "60_1"] and record.launcher["timeout_min"] == 90
 
 
 def test_the_local_launcher_runs_points_as_told(

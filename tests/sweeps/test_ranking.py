@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sftlab.sweeps import points, ranking
+from sftlab.sweeps import ranking
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.ranking import Group
+from sftlab.sweeps.record import Sweep
 from tests.asymmetric import unequal_sweep
 
 
 @pytest.fixture(scope="module")
-def unequal(tmp_path_factory: pytest.TempPathFactory) -> points.Sweep:
-    return points.read(unequal_sweep(tmp_path_factory.mktemp("sweep")), {})
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return Sweep.read(unequal_sweep(tmp_path_factory.mktemp("sweep"))).observed({})
 
 
 def rates(groups: list[Group]) -> list[str]:
@@ -30,7 +31,7 @@ def rates(groups: list[Group]) -> list[str]:
     ],
 )
 def test_each_metric_is_ranked_in_its_own_direction(
-    unequal: points.Sweep, metric: str, score: str, order: list[str], means: list[float | None], winner: int
+    unequal: Sweep, metric: str, score: str, order: list[str], means: list[float | None], winner: int
 ) -> None:
     groups = ranking.ranked(unequal, metric, score)
     assert rates(groups) == order
@@ -38,7 +39,7 @@ def test_each_metric_is_ranked_in_its_own_direction(
     assert groups[0].best is not None and groups[0].best.num == winner
 
 
-def test_a_point_without_a_score_leaves_its_group_incomplete(unequal: points.Sweep) -> None:
+def test_a_point_without_a_score_leaves_its_group_incomplete(unequal: Sweep) -> None:
     groups = {g.settings["optim.lr"]: g for g in ranking.ranked(unequal, "val/loss")}
     assert {lr: [p.num for p in g.points] for lr, g in groups.items()} == {
         "0.01": [0, 3],
@@ -60,7 +61,7 @@ def test_a_point_without_a_score_leaves_its_group_incomplete(unequal: points.Swe
     assert groups["1"].deviation is None and groups["10"].deviation is None
 
 
-def test_importance_is_the_share_between_levels_and_what_chance_alone_would_give(unequal: points.Sweep) -> None:
+def test_importance_is_the_share_between_levels_and_what_chance_alone_would_give(unequal: Sweep) -> None:
     """Six scores of mean 1.8: 2.0 2.4, 1.0 1.5 2.0, 1.9. Squares about the mean 1.18; within the levels 0.08 + 0.5."""
     found = ranking.importance(ranking.ranked(unequal, "val/loss"))
     (share,) = found.shares
@@ -77,7 +78,7 @@ def group(scores: list[float], num_points: int | None = None, **settings: str) -
     return Group(settings, made, list(zip(made, scores, strict=False)), made[0] if scores else None)
 
 
-def test_the_verdicts_standard_error_pools_every_group_and_counts_both_contestants_seeds(unequal: points.Sweep) -> None:
+def test_the_verdicts_standard_error_pools_every_group_and_counts_both_contestants_seeds(unequal: Sweep) -> None:
     """1.5 of three seeds against 1.9 of one. Pooled variance (0.08 * 1 + 0.25 * 2) / 3; error its root times
     sqrt(1/3 + 1/1) = 0.5077; 0.4 / 0.5077 = 0.79."""
     text = ranking.verdict(ranking.ranked(unequal, "val/loss"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sftlab.sweeps import points, ranking, report
-from sftlab.sweeps.points import Sweep
+from sftlab.sweeps import ranking, report
+from sftlab.sweeps.record import Sweep
 from tests.asymmetric import unequal_sweep, write_point
 
 DOM = Path(__file__).parent / "page_dom.js"
@@ -18,7 +18,7 @@ DOM = Path(__file__).parent / "page_dom.js"
 
 @pytest.fixture(scope="module")
 def unequal(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return points.read(unequal_sweep(tmp_path_factory.mktemp("sweep")), {})
+    return Sweep.read(unequal_sweep(tmp_path_factory.mktemp("sweep"))).observed({})
 
 
 def data(sweep: Sweep, metric: str = "val/loss", score: str = "last") -> dict[str, Any]:
@@ -91,13 +91,13 @@ def test_tracebacks_are_shown_of_unfinished_points_only(tmp_path: Path) -> None:
     for num, status in enumerate(("finished", "stopped")):
         write_point(tmp_path, num, [f"seed={num}"], [{"step": 10, "time_s": 1.0, "val/loss": 1.0}], status)
         (tmp_path / str(num) / "train.log").write_text("Traceback (most recent call last)\nx\n")
-    assert [len(p["tracebacks"]) for p in data(points.read(tmp_path, {}))["points"]] == [0, 1]
+    assert [len(p["tracebacks"]) for p in data(Sweep.read(tmp_path).observed({}))["points"]] == [0, 1]
 
 
 def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     line = {"step": 10, "time_s": 1.0, "val/loss": 1.0, "val/f1": float("nan"), "perf/mfu": 0.3, "train/lr": 1.0}
     write_point(tmp_path, 0, ["seed=0"], [line])
-    made = points.read(tmp_path, {})
+    made = Sweep.read(tmp_path).observed({})
     assert data(made)["points"][0]["last"] == {"val/loss": 1.0}
     assert "NaN" not in report.page(data(made))
 
@@ -105,8 +105,8 @@ def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 def test_the_name_is_that_of_the_sweep_whether_it_lies_in_a_folder_of_its_time_or_not(tmp_path: Path) -> None:
     for folder in (tmp_path / "sweeps" / "tuned" / "2026-01-01", tmp_path / "sweeps" / "tuned2"):
         write_point(folder, 0, [], [])
-    assert data(points.read(tmp_path / "sweeps/tuned/2026-01-01", {}))["name"] == "tuned"
-    found = data(points.read(tmp_path / "sweeps/tuned2", {"created": "then"}))
+    assert data(Sweep.read(tmp_path / "sweeps/tuned/2026-01-01").observed({}))["name"] == "tuned"
+    found = data(Sweep(tmp_path / "sweeps/tuned2", created="then").observed({}))
     assert (found["name"], found["created"]) == ("tuned2", "then")
     assert found["folder"] == str(tmp_path / "sweeps/tuned2")
 
@@ -116,27 +116,27 @@ def test_commits_are_shown_short_once_and_with_a_plus_where_files_differed(tmp_p
         write_point(tmp_path, num, [], [])
         (tmp_path / str(num) / "environment.json").write_text(json.dumps({"git_commit": commit, "git_diff": diff}))
     write_point(tmp_path, 4, [], [])
-    assert report.commit(points.read(tmp_path, {})) == f"{'a' * 10}, {'b' * 10}+"
+    assert report.commit(Sweep.read(tmp_path).observed({})) == f"{'a' * 10}, {'b' * 10}+"
 
 
 def test_the_command_is_shown_as_it_would_be_typed(tmp_path: Path) -> None:
     write_point(tmp_path, 0, [], [])
-    assert report.command(points.read(tmp_path, {})) == ""
+    assert report.command(Sweep.read(tmp_path).observed({})) == ""
     ours = {"command": ["/usr/bin/python", "/x/sftlab/train.py", "-m", "seed=1,2"]}
     (tmp_path / "0" / "environment.json").write_text(json.dumps(ours))
-    assert report.command(points.read(tmp_path, {})) == "python -m sftlab.train -m seed=1,2"
-    theirs = {"command": ["/usr/bin/python", "-m", "sftlab.train", "launcher=slurm"]}
-    assert report.command(points.read(tmp_path, theirs)) == "python -m sftlab.train launcher=slurm"
-    assert report.command(points.read(tmp_path, {"command": ["python", "own.py", "a=1"]})) == "python own.py a=1"
+    assert report.command(Sweep.read(tmp_path).observed({})) == "python -m sftlab.train -m seed=1,2"
+    theirs = ["/usr/bin/python", "-m", "sftlab.train", "launcher=slurm"]
+    assert report.command(Sweep(tmp_path, command=theirs).observed({})) == "python -m sftlab.train launcher=slurm"
+    assert report.command(Sweep(tmp_path, command=["python", "own.py", "a=1"]).observed({})) == "python own.py a=1"
 
 
 def test_best_yaml_is_shown_only_beside_a_winner(tmp_path: Path) -> None:
     line = {"step": 10, "time_s": 1.0, "val/loss": 1.0}
     write_point(tmp_path, 0, ["seed=0"], [line], "running")
     (tmp_path / "best.yaml").write_text("of an earlier ranking")
-    assert data(points.read(tmp_path, {}))["best_yaml"] == ""
+    assert data(Sweep.read(tmp_path).observed({}))["best_yaml"] == ""
     write_point(tmp_path, 1, ["seed=1"], [line])
-    assert data(points.read(tmp_path, {}))["best_yaml"] == "of an earlier ranking"
+    assert data(Sweep.read(tmp_path).observed({}))["best_yaml"] == "of an earlier ranking"
 
 
 def test_a_curve_keeps_every_nth_step_and_the_last(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_answers_are_spread_over_the_last_evaluation_beside_those_of_the_first(t
     run_dir = write_point(tmp_path, 0, [], [])
     samples = [{"step": s, "id": f"q{i}", "answer": f"{s}-{i}"} for s in (0, 5) for i in range(30) if s or i]
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
-    shown = report.answers(points.read(tmp_path, {}).points[0])
+    shown = report.answers(Sweep.read(tmp_path).observed({}).points[0])
     assert [s["id"] for s in shown] == [f"q{i}" for i in range(0, 24, 2)]  # 30 of at most 12: every second
     assert [(s["answer"], s["before"]) for s in shown[:2]] == [("5-0", None), ("5-2", "0-2")]
 
@@ -169,7 +169,7 @@ def test_the_page_holds_its_style_its_scripts_and_its_data_once(unequal: Sweep, 
     assert embedded and json.loads(embedded.group(1))["winner"] == 2
     assert len(re.findall("</script>", report.page({"x": "</script><b>"}))) == len(re.findall("</script>", page))
     write_point(tmp_path, 0, ["a=1"], [{"step": 10, "time_s": 1.0, "val/loss": 1.0, "val/f1": 2.0}])
-    made = points.read(tmp_path, {})
+    made = Sweep.read(tmp_path).observed({})
     file = report.write_page(made, ranking.ranked(made, "val/f1", "best"), "val/f1", "best")
     assert file == tmp_path / "report.html" and '"metric":"val/f1","score":"best"' in file.read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "report.html"]

@@ -16,12 +16,11 @@ import yaml
 
 optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not installed: the search is not tested")
 
-from sftlab.sweeps.trials import LocalTrials, birth  # noqa: E402
-
 from hydra_plugins.sftlab_optuna._search import split  # noqa: E402
-from sftlab import points  # noqa: E402
 from sftlab import sweep as sweeping  # noqa: E402
 from sftlab import train as training  # noqa: E402
+from sftlab.launchers.launcher import Points  # noqa: E402
+from sftlab.launchers.local import Local, birth  # noqa: E402
 from sftlab.sweeps import search as searching  # noqa: E402
 from sftlab.sweeps.record import Sweep  # noqa: E402
 from sftlab.sweeps.search import Search, Settings  # noqa: E402
@@ -29,32 +28,39 @@ from tests.support import REPO  # noqa: E402
 
 SPACE = "optim.lr=tag(log,interval(1e-5,1e-1))"
 STEPS = 9
+CODE = Path("/the/copied/code")
 
 
-class PretendTrials:
-    """Trials that are no processes: each look makes two steps. The nearer optim.lr is to 1e-3 the lower the loss."""
+class Pretend:
+    """A launcher without processes: each look makes two steps. The nearer optim.lr is to 1e-3 the lower the loss."""
 
+    dry_run = False
+    wait = True
     late_s = 0.0
+    at_once = None
 
     def __init__(self, folder: Path, failing: Sequence[int] = (), rate: int = 2) -> None:
         self.folder, self.failing, self.rate = folder, failing, rate
         self.started: list[int] = []
         self.stopped: list[int] = []
 
-    def start(self, num: int) -> None:
-        self.started.append(num)
-        (self.folder / str(num) / "started").touch()
+    def start(self, points: Points) -> dict[int, str | None]:
+        for num, run_dir in points.run_dirs.items():
+            assert run_dir == self.folder / str(num) and points.code == CODE
+            self.started.append(num)
+            (run_dir / "started").touch()
+        return {num: f"job {num}" for num in points.run_dirs}
 
-    def stop(self, num: int) -> None:
-        self.stopped.append(num)
-        self._summary(num, {"status": "stopped"})
+    def stop(self, run_dir: Path, job_id: str | None) -> None:
+        assert job_id == f"job {run_dir.name}"
+        self.stopped.append(int(run_dir.name))
+        summarise(run_dir, {"status": "stopped"})
 
-    def alive(self, num: int) -> bool:
-        run_dir = self.folder / str(num)
+    def alive(self, run_dir: Path, job_id: str | None) -> bool:
         if not (run_dir / "started").exists() or (run_dir / "summary.json").exists():
             return False
-        if num in self.failing:
-            self._summary(num, {"status": "failed", "error": "ValueError: pretended"})
+        if int(run_dir.name) in self.failing:
+            summarise(run_dir, {"status": "failed", "error": "ValueError: pretended"})
             return False
         lr = float(dict(o.split("=") for o in yaml.safe_load((run_dir / "overrides.yaml").read_text()))["optim.lr"])
         file = run_dir / "metrics.jsonl"
@@ -66,14 +72,18 @@ class PretendTrials:
                 out.write(json.dumps(line) + "\n")
         if done + self.rate >= STEPS:
             last = json.loads(file.read_text().splitlines()[-1])
-            self._summary(num, {"status": "finished", "last": last, "best": last, "steps": STEPS})
+            summarise(run_dir, {"status": "finished", "last": last, "best": last, "steps": STEPS})
         return True
 
     def interrupted(self) -> str:
         return "left"
 
-    def _summary(self, num: int, summary: dict[str, Any]) -> None:
-        (self.folder / str(num) / "summary.json").write_text(json.dumps(summary))
+    def script(self, points: Points) -> str:
+        raise NotImplementedError
+
+
+def summarise(run_dir: Path, summary: dict[str, Any]) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(summary))
 
 
 def make_search(
@@ -81,16 +91,16 @@ def make_search(
 ) -> Search:
     folder.mkdir(exist_ok=True)
     if not (folder / "sweep.json").exists():
-        Sweep(folder, str(folder), ["x"], {}).write()
+        Sweep(folder, str(folder), ["x"], {"nodes": 2}).write()
 
-    def make_point(num: int, chosen: Sequence[str]) -> None:
-        config = {"optim": {o.split("=")[0]: o.split("=")[1] for o in chosen}}
-        Sweep.read(folder).with_points([(num, list(chosen), config)]).write()
+    def make_point(num: int, chosen: Sequence[str]) -> tuple[int, Sequence[str], dict[str, Any]]:
+        return num, list(chosen), {"optim": {o.split("=")[0]: o.split("=")[1] for o in chosen}}
 
     default = {"parallel_trials": 3, "metric": "val/loss", "seed": 0, "startup_trials": 4, "pruner": "hyperband"}
     default |= {"min_steps": None, "reduction_factor": 3, "eval_every": 1, "max_steps": STEPS}
     settings = Settings(num_trials=num_trials, **(default | changed))
-    return Search(folder, split([space])[1], settings, trials or PretendTrials(folder), make_point, say=say)
+    sweep, launcher = Sweep.read(folder), trials or Pretend(folder)
+    return Search(sweep, split([space])[1], settings, launcher, CODE, make_point, say=say)
 
 
 @pytest.fixture(autouse=True)
@@ -115,13 +125,15 @@ def test_space_is_hydras_grammar() -> None:
 
 
 def test_search_finds_prunes_and_tells_the_sweep(tmp_path: Path) -> None:
-    trials = PretendTrials(tmp_path, rate=1)
+    trials = Pretend(tmp_path, rate=1)
     search = make_search(tmp_path, 30, trials)
     best = search.run()
     states = [t.state.name for t in search.study.trials]
     assert len(states) == 30 and states.count("PRUNED") > 3 and states.count("COMPLETE") > 3
     assert abs(float(search.study.best_params["optim.lr"]) - 1e-3) < 1e-3 and best == search.study.best_value
-    found = points.read(tmp_path, points.read_record(tmp_path))
+    record = Sweep.read(tmp_path)
+    assert [e["job_id"] for e in record.entries] == [f"job {n}" for n in range(30)] and record.launcher == {"nodes": 2}
+    found = record.observed({})
     assert [p.state for p in found.points].count("pruned") == states.count("PRUNED") == len(trials.stopped)
     for trial, point in zip(search.study.trials, found.points, strict=True):
         assert float(point.settings["optim.lr"]) == trial.params["optim.lr"]  # in full precision
@@ -131,7 +143,7 @@ def test_search_finds_prunes_and_tells_the_sweep(tmp_path: Path) -> None:
 
 def test_hyperband_spends_less_than_full_runs(tmp_path: Path) -> None:
     def spent(name: str, **changed: Any) -> int:
-        make_search(tmp_path / name, 20, PretendTrials(tmp_path / name, rate=1), **changed).run()
+        make_search(tmp_path / name, 20, Pretend(tmp_path / name, rate=1), **changed).run()
         return sum(len(f.read_text().splitlines()) for f in (tmp_path / name).glob("*/metrics.jsonl"))
 
     (tmp_path / "all").mkdir()
@@ -140,11 +152,11 @@ def test_hyperband_spends_less_than_full_runs(tmp_path: Path) -> None:
 
 
 def test_failed_trials_are_left_behind(tmp_path: Path) -> None:
-    search = make_search(tmp_path, 8, PretendTrials(tmp_path, failing=[1, 4]))
+    search = make_search(tmp_path, 8, Pretend(tmp_path, failing=[1, 4]))
     search.run()
     assert [t.number for t in search.study.trials if t.state.name == "FAIL"] == [1, 4]
     with pytest.raises(ValueError, match="last 5 trials all failed; the last: ValueError: pretended"):
-        make_search(tmp_path / "b", 8, PretendTrials(tmp_path / "b", failing=range(8))).run()
+        make_search(tmp_path / "b", 8, Pretend(tmp_path / "b", failing=range(8))).run()
 
 
 def test_pruning_needs_evaluations() -> None:
@@ -167,7 +179,7 @@ def say(text):
     if verdicts == 6:  # waits to be killed here: within a write, Optuna's lock would keep the next driver for 30 s
         print("six", flush=True)
         sys.stdin.read()
-search = test_search.make_search(folder, 12, test_search.PretendTrials(folder, rate=1))
+search = test_search.make_search(folder, 12, test_search.Pretend(folder, rate=1))
 search.say = say
 search.run()
 """
@@ -202,11 +214,11 @@ def test_a_killed_driver_is_followed_by_another(tmp_path: Path) -> None:
 
 
 def test_one_driver_at_a_time(tmp_path: Path) -> None:
-    class Nested(PretendTrials):
-        def start(self, num: int) -> None:
+    class Nested(Pretend):
+        def start(self, points: Points) -> dict[int, str | None]:
             with pytest.raises(ValueError, match="another process drives"):
                 make_search(self.folder, 4).run()
-            super().start(num)
+            return super().start(points)
 
     make_search(tmp_path, 2, Nested(tmp_path)).run()
 
@@ -252,15 +264,16 @@ def test_proposals_follow_the_seed_and_learn_after_the_first_few(tmp_path: Path)
     assert learning[:3] == random[:3] and learning[3] != random[3]
 
 
-class Counted(PretendTrials):
+class Counted(Pretend):
     """Counts how many trials are under way at once."""
 
     most = 0
 
-    def start(self, num: int) -> None:
-        super().start(num)
+    def start(self, points: Points) -> dict[int, str | None]:
+        ids = super().start(points)
         begun = [n for n in self.started if not (self.folder / str(n) / "summary.json").exists()]
         self.most = max(self.most, len(begun))
+        return ids
 
 
 @pytest.mark.parametrize("parallel", [1, 4])
@@ -272,7 +285,7 @@ def test_as_many_trials_run_at_once_as_told(tmp_path: Path, parallel: int) -> No
 
 def test_a_trial_is_not_stopped_before_its_first_rung_nor_at_its_end(tmp_path: Path) -> None:
     def stopped_at(name: str, **changed: Any) -> list[int]:
-        search = make_search(tmp_path / name, 30, PretendTrials(tmp_path / name, rate=1), **changed)
+        search = make_search(tmp_path / name, 30, Pretend(tmp_path / name, rate=1), **changed)
         search.run()
         return sorted(t.last_step or 0 for t in search.study.trials if t.state.name == "PRUNED")
 
@@ -290,7 +303,7 @@ def leave(folder: Path, params: Any, *, pruned: bool = False, files: bool = True
     if pruned:
         trial.set_user_attr("pruned", True)
     if files:
-        search.make_point(trial.number, search.overrides(trial.params))
+        search.write_point(trial.number, search.overrides(trial.params))
     if status:
         (folder / str(trial.number) / "summary.json").write_text(json.dumps(finished(2.5) | {"status": status}))
     return trial.number
@@ -311,7 +324,7 @@ def test_the_next_driver_starts_again_only_what_died(tmp_path: Path) -> None:
     (tmp_path / str(runs) / "started").touch()
     (tmp_path / str(pruned) / "metrics.jsonl").write_text(json.dumps({"step": 1, "val/loss": 9.0}) + "\n")
     (tmp_path / str(pruned) / "summary.json").write_text('{"status": "stopped"}')
-    trials = PretendTrials(tmp_path)
+    trials = Pretend(tmp_path)
     said: list[str] = []
     search = make_search(tmp_path, 7, trials, say=said.append, pruner=None)
     search.run()
@@ -327,23 +340,23 @@ def test_the_next_driver_starts_again_only_what_died(tmp_path: Path) -> None:
         runs: "COMPLETE",
     }  # fmt: skip
     assert search.study.trials[done].value == 2.5
-    record = {p["num"]: p for p in Sweep.read(tmp_path).points}
-    assert {num for num, p in record.items() if p.get("pruned")} == {pruned}
+    record = {e["num"]: e for e in Sweep.read(tmp_path).entries}
+    assert {num for num, e in record.items() if e.get("pruned")} == {pruned}
     assert record[lost]["overrides"] == [f"optim.lr={search.study.trials[lost].params['optim.lr']!r}"]
     assert said[-3].startswith("4 complete, 2 fail, 1 pruned")
 
 
 def test_no_more_trials_are_proposed_than_asked_for_those_of_before_included(tmp_path: Path) -> None:
     make_search(tmp_path, 3).run()
-    trials = PretendTrials(tmp_path)
+    trials = Pretend(tmp_path)
     search = make_search(tmp_path, 5, trials)
     search.run()
     assert trials.started == [3, 4] and len(search.study.trials) == 5
 
 
 def test_a_trial_that_cannot_be_made_or_started_ends_the_search_and_is_marked(tmp_path: Path) -> None:
-    class Broken(PretendTrials):
-        def start(self, num: int) -> None:
+    class Broken(Pretend):
+        def start(self, points: Points) -> dict[int, str | None]:
             raise OSError("no process for you")
 
     search = make_search(tmp_path, 3, Broken(tmp_path))
@@ -355,7 +368,7 @@ def test_a_trial_that_cannot_be_made_or_started_ends_the_search_and_is_marked(tm
 def test_failures_in_a_row_are_counted_from_the_last_success(tmp_path: Path) -> None:
     said: list[str] = []
     failing = [0, 1, 2, 3, 5, 6, 7, 8]
-    trials = PretendTrials(tmp_path, failing=failing)
+    trials = Pretend(tmp_path, failing=failing)
     search = make_search(tmp_path, 10, trials, parallel_trials=1, pruner=None, say=said.append)
     search.run()
     assert [t.number for t in search.study.trials if t.state.name == "COMPLETE"] == [4, 9]
@@ -373,14 +386,14 @@ def test_a_trial_without_the_metric_has_failed_and_a_search_without_any_score_sa
 
 
 def test_a_summary_that_shows_late_is_waited_for(tmp_path: Path) -> None:
-    class Late(PretendTrials):
+    class Late(Pretend):
         late_s = 60.0
         looks = 0
 
-        def alive(self, num: int) -> bool:
+        def alive(self, run_dir: Path, job_id: str | None) -> bool:
             self.looks += 1
             if self.looks == 4:
-                self._summary(num, finished(1.5))
+                summarise(run_dir, finished(1.5))
             return False
 
     search = make_search(tmp_path, 1, Late(tmp_path), pruner=None)
@@ -390,9 +403,9 @@ def test_a_summary_that_shows_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_trial_is_stopped_once_and_keeps_its_verdict(tmp_path: Path) -> None:
     """A trial that takes some looks to stop is asked once; and at its last step none is stopped any more."""
 
-    class Slow(PretendTrials):
-        def stop(self, num: int) -> None:
-            self.stopped.append(num)  # and it goes on for a while
+    class Slow(Pretend):
+        def stop(self, run_dir: Path, job_id: str | None) -> None:
+            self.stopped.append(int(run_dir.name))  # and it goes on for a while
 
     trials = Slow(tmp_path, rate=1)
     search = make_search(tmp_path, 20, trials)
@@ -404,8 +417,8 @@ def test_a_trial_is_stopped_once_and_keeps_its_verdict(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    class Interrupted(PretendTrials):
-        def alive(self, num: int) -> bool:
+    class Interrupted(Pretend):
+        def alive(self, run_dir: Path, job_id: str | None) -> bool:
             raise KeyboardInterrupt
 
     said: list[str] = []
@@ -422,17 +435,17 @@ def test_local_trials_are_found_again_and_stopped(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         note = {"host": os.uname().nodename, "processes": [[sleeper.pid, birth(sleeper.pid)]]}
         file.write_text(json.dumps(note))
-        trials = LocalTrials(tmp_path, None, tmp_path)  # type: ignore[arg-type]
-        assert trials.alive(3) and not trials.alive(4)
+        launcher, run_dir = Local(processes_per_node=1, parallel_points=1, dry_run=False), tmp_path / "3"
+        assert launcher.alive(run_dir) and not launcher.alive(tmp_path / "4")
         file.write_text(json.dumps({**note, "processes": [[sleeper.pid, "1"]]}))  # another process of the same id
-        assert not trials.alive(3)
+        assert not launcher.alive(run_dir)
         file.write_text(json.dumps(note))
-        trials.stop(3)
+        launcher.stop(run_dir)
         assert sleeper.wait(10) == -signal.SIGTERM
         deadline_s = time.monotonic() + 10
-        while trials.alive(3) and time.monotonic() < deadline_s:
+        while launcher.alive(run_dir) and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert not trials.alive(3)
+        assert not launcher.alive(run_dir)
     finally:
         sleeper.kill()
 

@@ -11,11 +11,11 @@ import yaml
 
 optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not installed: the search is not tested")
 
-from sftlab.config.command import CONF  # noqa: E402
-from sftlab.sweeps.trials import LocalTrials, SlurmTrials  # noqa: E402
-
 from hydra_plugins.sftlab_optuna._search import example, split  # noqa: E402
 from sftlab import train as training  # noqa: E402
+from sftlab.config.groups import CONF  # noqa: E402
+from sftlab.launchers.local import Local  # noqa: E402
+from sftlab.launchers.slurm import Slurm  # noqa: E402
 from sftlab.sweeps import search as searching  # noqa: E402
 from sftlab.sweeps.record import Sweep  # noqa: E402
 from sftlab.sweeps.search import Search, Settings  # noqa: E402
@@ -65,9 +65,9 @@ def test_every_key_of_the_sweeper_reaches_the_search(command: Command) -> None:
 def test_a_trial_is_its_proposal_and_what_was_fixed(command: Command, tmp_path: Path) -> None:
     found = command(LR, "trainer.batch_size=4,8", "seed=3", "name=tuned", "trainer.eval_every=1")
     assert set(found.space) == {"optim.lr", "trainer.batch_size"} and found.folder == Path("s")
-    found.make_point(2, ["optim.lr=0.001", "trainer.batch_size=8"])
+    found.write_point(2, ["optim.lr=0.001", "trainer.batch_size=8"])
     record = Sweep.read(tmp_path / "s")
-    (entry,) = record.points
+    (entry,) = record.entries
     assert entry["num"] == 2
     fixed = ["sweeper=optuna", "seed=3", "name=tuned", "trainer.eval_every=1"]
     assert entry["overrides"] == [*fixed, "optim.lr=0.001", "trainer.batch_size=8"]
@@ -81,25 +81,27 @@ def test_a_trial_is_its_proposal_and_what_was_fixed(command: Command, tmp_path: 
 
 def test_trials_run_here_by_the_local_launcher_as_many_at_once_as_told(command: Command, tmp_path: Path) -> None:
     found = command(LR, "sweeper.parallel_trials=3", "trainer.eval_every=1")
-    assert isinstance(found.trials, LocalTrials)
-    assert (found.trials.local.processes_per_node, found.trials.local.parallel_points) == (1, 3)
-    assert (found.trials.code, found.trials.sweep_dir) == (tmp_path / "s" / "code", Path("s"))
+    assert isinstance(found.launcher, Local)
+    assert (found.launcher.processes_per_node, found.launcher.parallel_points) == (1, 3)
+    assert (found.code, found.folder) == (tmp_path / "s" / "code", Path("s"))
     assert (tmp_path / "s" / "code" / "sftlab" / "train.py").is_file()
     found = command(LR, "launcher=local", "launcher.processes_per_node=2", "trainer.eval_every=1", "hydra.sweep.dir=t")
-    assert isinstance(found.trials, LocalTrials)
-    assert (found.trials.local.processes_per_node, found.trials.local.parallel_points) == (2, 1)
+    assert isinstance(found.launcher, Local)
+    assert (found.launcher.processes_per_node, found.launcher.parallel_points) == (2, 1)
 
 
 def test_trials_are_jobs_by_the_slurm_launchers_options(command: Command, tmp_path: Path) -> None:
     found = command(LR, "launcher=slurm", "launcher.partition=night", "trainer.eval_every=1")
-    assert isinstance(found.trials, SlurmTrials)
-    assert found.trials.options["partition"] == "night" and Sweep.read(tmp_path / "s").launcher == found.trials.options
+    assert isinstance(found.launcher, Slurm) and found.launcher.partition == "night"
+    options = dict(Sweep.read(tmp_path / "s").launcher)
+    assert options.pop("_target_") == "sftlab.launchers.slurm.Slurm"
+    assert options == {name: getattr(found.launcher, name) for name in options} and options["partition"] == "night"
 
 
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (("launcher=local", "launcher.dry_run=true", LR), "a search decides on its points as it goes"),
+        (("launcher=local", "launcher.dry_run=true", LR), "a search chooses its points while it runs"),
         (("optim.lr=1",), "sweeper=optuna has nothing to search"),
         ((LR, "optim.betas=glob(*)"), "sweeper=optuna takes interval(), range(), choice() or values with commas"),
         ((LR, "sweeper.num_trials=0"), "sweeper.num_trials=0: expected at least 1"),

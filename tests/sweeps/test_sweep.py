@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from sftlab.config.grid import planned
 from sftlab.launchers.squeue import Job
-from sftlab.sweep import about, choices, look
-from sftlab.sweeps import points, ranking, report
+from sftlab.sweeps import best_yaml, points, ranking, report
+from sftlab.sweeps.answer import about, choices
+from sftlab.sweeps.record import Sweep
 from sftlab.sweeps.tables import failures, status
+from sftlab.sweeps.watch import look
 from tests.support import make_squad_file, read_jsonl
 
 
@@ -80,14 +83,14 @@ def test_states_without_a_record(tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").write_text(
         yaml.safe_dump({"hydra": {"overrides": {"task": ["optim.lr=1,2,3,4,5", "name=x"]}}})
     )
-    found = look(tmp_path)
+    found = look(tmp_path, planned=planned(tmp_path))
     assert [p.state for p in found.points] == ["finished", "running", "silent", "failed", "missing"]
     assert found.points[4].overrides == ("optim.lr=5", "name=x")
     assert found.swept == ["optim.lr"]
     running = found.points[1]
     assert (running.step, running.max_steps, running.left_s) == (4, 4, 0.0)
     assert (running.value("val/loss"), running.value("val/loss", "best")) == (1.2, 1.0)
-    assert points.tracebacks(found, found.points[3]) == [
+    assert points.tracebacks(tmp_path, found.points[3]) == [
         ("3/train.log", "Traceback (most recent call last):\n  File x\nValueError: no")
     ]
     text = "\n".join(failures(found))
@@ -115,16 +118,16 @@ def test_state_with_a_job(tmp_path: Path, job: str, summary: Any, state: str) ->
     run_dir = make_point(tmp_path, 0, ["optim.lr=1"], [3.0, 2.0], finished=summary == "finished")
     if isinstance(summary, dict):
         (run_dir / "summary.json").write_text(json.dumps(summary))
-    record = {"points": [{"num": 0, "overrides": ["optim.lr=1"], "job_id": "12_0", "run_dir": "0"}]}
-    found = points.read(tmp_path, record, {"12_0": Job(job)})
+    entry = {"num": 0, "overrides": ["optim.lr=1"], "job_id": "12_0", "run_dir": "0"}
+    found = Sweep(tmp_path, entries=[entry]).observed({"12_0": Job(job)})
     assert found.points[0].state == state
 
 
 def test_no_sweep_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
-        points.read_record(tmp_path / "x")
+        Sweep.read(tmp_path / "x")
     with pytest.raises(ValueError, match=r"neither sweep\.json nor points"):
-        points.read_record(tmp_path)
+        Sweep.read(tmp_path)
 
 
 def test_ranking_groups_seeds(tmp_path: Path) -> None:
@@ -153,8 +156,8 @@ def test_ranking_higher_is_better_and_best_of_run(tmp_path: Path) -> None:
 def test_unfinished_and_pruned_points_have_no_score(tmp_path: Path) -> None:
     make_grid(tmp_path)
     (tmp_path / "10" / "summary.json").unlink()  # the winner's best seed
-    record = {"points": [{"num": 9, "overrides": ["optim.lr=0.001", "seed=0"], "run_dir": "9", "pruned": True}]}
-    found = points.read(tmp_path, record)
+    pruned = {"num": 9, "overrides": ["optim.lr=0.001", "seed=0"], "run_dir": "9", "pruned": True}
+    found = Sweep(tmp_path, entries=[pruned]).observed({})
     group = next(g for g in ranking.ranked(found, "val/loss") if 10 in [p.num for p in g.points])
     assert [p.num for p, _ in group.scored] == [11] and not group.complete
     assert found.points[9].state == "pruned"
@@ -297,16 +300,13 @@ def test_the_status_of_200_points_parses_their_last_lines_only(tmp_path: Path, m
     (tmp_path / "0" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
     for num in range(1, 200):
         shutil.copytree(tmp_path / "0", tmp_path / str(num))
-    record = {
-        "points": [
-            {"num": num, "overrides": [f"optim.lr={num}"], "job_id": f"7_{num}", "run_dir": str(num)}
-            for num in range(200)
-        ]
-    }
+    entries = [
+        {"num": num, "overrides": [f"optim.lr={num}"], "job_id": f"7_{num}", "run_dir": str(num)} for num in range(200)
+    ]
     parsed: list[str] = []
     loads = json.loads
     monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
-    found = points.read(tmp_path, record, jobs)
+    found = Sweep(tmp_path, entries=entries).observed(jobs)
     assert len(parsed) == 200 * 2  # the last two lines of each; there are 399
     status(found, "val/loss")
     assert {p.state for p in found.points} == {"running"} and {p.step for p in found.points} == {399}
@@ -323,8 +323,6 @@ def test_best_yaml_writes_groups_and_values(tmp_path: Path) -> None:
     ]
     make_point(tmp_path, 0, overrides, [3.0, 2.0, 1.0])
     found = look(tmp_path)
-    from sftlab.sweeps import best_yaml
-
     group = ranking.ranked(found, "val/loss")[0]
     text = best_yaml.write_best(tmp_path, choices(found.points[0]), about(group, found, "val/loss", "last")).read_text()
     assert text.startswith("# @package _global_\n") and "point 0, last val/loss 1.0" in text

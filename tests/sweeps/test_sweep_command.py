@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from sftlab import sweep as sweeping
+from sftlab.config.grid import compose_point, planned
 from sftlab.config.groups import CONF
-from sftlab.sweeps import best_yaml, points
+from sftlab.sweeps import best_yaml, ranking, watch
+from sftlab.sweeps.answer import choices
 from sftlab.sweeps.best_yaml import Choice
 from sftlab.sweeps.record import Sweep
 from sftlab.training import run as runs
@@ -46,7 +48,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
         clients.answer(name)
     clients.answer("sbatch", "Submitted batch job 50\n")
     monkeypatch.setenv("PATH", str(clients.dir), prepend=":")
-    monkeypatch.setattr(sweeping, "POLL_S", 0.01)
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
     return clients
 
 
@@ -67,7 +69,7 @@ def make_jobs(folder: Path, *statuses: str, **options: Any) -> Path:
         run_dir = write_point(folder, num, [f"optim.lr={num}"], lines, status)
         (run_dir / "config.yaml").write_text(yaml.safe_dump({"optim": {"lr": num}, "resume": "auto"}))
     made = [{"num": n, "overrides": [f"optim.lr={n}"], "job_id": f"7_{n}", "run_dir": str(n)} for n in range(num + 1)]
-    Sweep(folder, str(folder), ["python"], slurm_options(**options), points=made).write()
+    Sweep(folder, str(folder), ["python"], slurm_options(**options), entries=made).write()
     return folder
 
 
@@ -95,10 +97,10 @@ def test_metric_and_score_reach_the_table_the_report_and_best_yaml(
     folder = unequal_sweep(tmp_path / "s")
     out = show(f"dir={folder}", *typed)
     metric, score = title.split()[3], title.split()[2]
-    ranking = out[out.index(title) :].splitlines()
-    assert ranking[2].split()[:2] == ["1", first]
+    table = out[out.index(title) :].splitlines()
+    assert table[2].split()[:2] == ["1", first]
     assert f"best {metric}" in out.splitlines()[1] and "1 failed, 6 finished, 1 running" in out
-    groups = ranking.ranked(points.read(folder, {}), metric, score)
+    groups = ranking.ranked(Sweep.read(folder).observed({}), metric, score)
     assert f"\n{ranking.verdict(groups)}\n" in out
     assert (
         "share of the variance of 6 scores" in out and "point 1  failed  lr=1 seed=1".replace("lr", "optim.lr") in out
@@ -160,19 +162,26 @@ def test_what_cannot_be_shown_is_refused(
 
 
 def test_the_plan_of_a_sweep_without_a_record_gives_every_points_overrides(tmp_path: Path) -> None:
-    assert sweeping.planned(tmp_path) == []
+    assert planned(tmp_path) == []
     task = {"hydra": {"overrides": {"task": ["a=1,2", "b=choice(x,y)", "name=z"]}}}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(task))
-    assert sweeping.planned(tmp_path) == [
+    assert planned(tmp_path) == [
         ["a=1", "b=x", "name=z"],
         ["a=1", "b=y", "name=z"],
         ["a=2", "b=x", "name=z"],
         ["a=2", "b=y", "name=z"],
     ]
     write_point(tmp_path, 0, ["c=9"], [])
-    assert [p.overrides[0] for p in sweeping.look(tmp_path).points] == ["a=1", "a=1", "a=2", "a=2"]
-    Sweep(tmp_path, "/", [], {}, points=[{"num": 0, "overrides": ["c=1"], "run_dir": "0"}]).write()
-    assert [p.overrides for p in sweeping.look(tmp_path).points] == [("c=1",)]  # the record goes before the plan
+    assert [p.overrides[0] for p in watch.look(tmp_path, planned=planned(tmp_path)).points] == [
+        "a=1",
+        "a=1",
+        "a=2",
+        "a=2",
+    ]
+    Sweep(tmp_path, "/", entries=[{"num": 0, "overrides": ["c=1"], "run_dir": "0"}]).write()
+    assert [p.overrides for p in watch.look(tmp_path, planned=planned(tmp_path)).points] == [
+        ("c=1",)
+    ]  # the record goes before the plan
 
 
 def test_retry_submits_the_unfinished_points_and_no_others(show: Show, slurm: Clients, tmp_path: Path) -> None:
@@ -187,7 +196,9 @@ def test_retry_submits_the_unfinished_points_and_no_others(show: Show, slurm: Cl
     assert [p["job_id"] for p in record["points"]] == ["7_0", "50_0", "7_2", "50_1", "7_4"]
     assert slurm.num_calls("sbatch") == 1
     assert "#SBATCH --array=0-1%2" in slurm.script() and "#SBATCH --partition=night" in slurm.script()
-    assert record["launcher"]["partition"] == "night" and (folder / "code" / "sftlab" / "launcher" / "job.py").is_file()
+    assert (
+        record["launcher"]["partition"] == "night" and (folder / "code" / "sftlab" / "launchers" / "job.py").is_file()
+    )
     assert slurm.num_calls("squeue") == 2  # before, and once after: the jobs are not waited for
     assert slurm.calls("squeue")[1][-1] == "-j50,7"
 
@@ -240,10 +251,12 @@ def test_watch_shows_the_table_until_every_point_has_ended(show: Show, slurm: Cl
 def test_ctrl_c_ends_the_watching_only(show: Show, slurm: Clients, tmp_path: Path) -> None:
     folder = make_jobs(tmp_path / "s", "running")
     # Ctrl-C at the third look: the first is the command's, the second the table's first
-    third = f"cd {tmp_path}; [ -f second ] && kill -INT $PPID; [ -f first ] && touch second; touch first"
+    third = (
+        f"cd {tmp_path}; [ -f second ] && rm first second && kill -INT $PPID; [ -f first ] && touch second; touch first"
+    )
     (slurm.dir / "squeue").write_text(f"#!/bin/sh\n{third}\necho '7_0|RUNNING|1:00|None'\n")
     out = show(f"dir={folder}", "watch=true", "report=false")
-    assert f"what runs goes on; come back with\n  python -m sftlab.sweep dir={folder} watch=true" in out
+    assert f"running points carry on; come back with\n  python -m sftlab.sweep dir={folder} watch=true" in out
     assert "1 running" in out and slurm.num_calls("scancel") == 0
 
 
@@ -303,7 +316,7 @@ def test_a_search_is_not_retried(show: Show, slurm: Clients, capfd: pytest.Captu
 
 def test_jobs_of_the_local_launcher_are_not_asked_of_slurm(show: Show, slurm: Clients, tmp_path: Path) -> None:
     folder = unequal_sweep(tmp_path / "s")
-    Sweep(folder, "/", [], {}, points=[{"num": 0, "overrides": [], "job_id": "local_0", "run_dir": "0"}]).write()
+    Sweep(folder, "/", entries=[{"num": 0, "overrides": [], "job_id": "local_0", "run_dir": "0"}]).write()
     show(f"dir={folder}", "report=false")
     assert slurm.num_calls("squeue") == 0
 
@@ -311,8 +324,8 @@ def test_jobs_of_the_local_launcher_are_not_asked_of_slurm(show: Show, slurm: Cl
 def test_best_yaml_leaves_out_where_and_how_a_point_ran(tmp_path: Path) -> None:
     given = ["run_dir=x", "resume=/old/run", "launcher=slurm", "launcher.nodes=2", "sweeper=optuna", "sweeper.seed=1"]
     write_point(tmp_path, 0, [*given, "resume_despite_changes=true", "optim.lr=1", "~optim.betas"], [])
-    point = points.read(tmp_path, {}).points[0]
-    text = best_yaml.experiment_text(tmp_path, sweeping.choices(point), ["why"])
+    point = Sweep.read(tmp_path).observed({}).points[0]
+    text = best_yaml.experiment_text(tmp_path, choices(point), ["why"])
     assert yaml.safe_load(text) == {"resume_despite_changes": True, "optim": {"lr": 1}}
     assert text.splitlines()[1:3] == [
         "# why",
@@ -323,7 +336,7 @@ def test_best_yaml_leaves_out_where_and_how_a_point_ran(tmp_path: Path) -> None:
 def test_an_option_of_the_users_own_group_is_a_choice_of_best_yaml(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["mine=big", "name=x", "mine.size=3", "optim=adamw", "seed=4"], [])
     (tmp_path / "0" / "config.yaml").write_text(yaml.safe_dump({"mine": {"size": 3}, "name": "x"}))
-    made = sweeping.choices(points.read(tmp_path, {}).points[0])
+    made = choices(Sweep.read(tmp_path).observed({}).points[0])
     assert made == [
         Choice("mine", "big", True),
         Choice("name", "x", False),
@@ -341,6 +354,7 @@ def test_an_option_of_the_users_own_group_is_a_choice_of_best_yaml(tmp_path: Pat
 
 def test_a_point_without_a_config_is_composed_from_its_overrides(tmp_path: Path) -> None:
     write_point(tmp_path, 3, ["optim.lr=0.25", "trainer.max_steps=7"], [], "failed")
-    found = sweeping.compose(points.read(tmp_path, {}).points[0])
+    (point,) = Sweep.read(tmp_path).observed({}).points
+    found = compose_point(point.overrides, point.folder)
     assert (found["optim"]["lr"], found["trainer"]["max_steps"]) == (0.25, 7)
     assert found["run_dir"] == str(tmp_path / "3")

@@ -6,15 +6,16 @@ import pytest
 from rich.table import Table
 
 from sftlab.launchers.squeue import Job
-from sftlab.sweeps import points, ranking, tables
-from sftlab.sweeps.points import Point, Sweep
+from sftlab.sweeps import ranking, tables
+from sftlab.sweeps.points import Point
 from sftlab.sweeps.ranking import Importance, Share
+from sftlab.sweeps.record import Sweep
 from tests.asymmetric import unequal_sweep, write_point
 
 
 @pytest.fixture(scope="module")
 def unequal(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return points.read(unequal_sweep(tmp_path_factory.mktemp("sweep")), {})
+    return Sweep.read(unequal_sweep(tmp_path_factory.mktemp("sweep"))).observed({})
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -38,7 +39,7 @@ def test_the_status_shows_every_points_figures(unequal: Sweep) -> None:
 def test_a_status_without_anything_swept_shows_the_overrides(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["optim.lr=1", "a=[b]"], [{"step": 2, "time_s": 1.0, "train/loss": 123456.7}], "running")
     (tmp_path / "0" / "train.log").unlink()
-    rows = cells(tables.status(points.read(tmp_path, {}), "val/loss"))
+    rows = cells(tables.status(Sweep.read(tmp_path).observed({}), "val/loss"))
     assert rows == [
         ["point", "overrides", "state", "step", "train/loss", "val/loss", "best val/loss", "left"],
         ["0", "optim.lr=1 a=[b]", "running", "2", "1.2346e+05", "", "", ""],
@@ -77,8 +78,8 @@ def test_failures_say_which_point_why_and_what_to_type(tmp_path: Path) -> None:
     write_point(tmp_path, 2, ["optim.lr=3", "seed=1"], [], "stopped")
     write_point(tmp_path, 3, ["optim.lr=4", "seed=1"], [], "running")
     (tmp_path / "2" / "train.log").unlink()
-    record = {"points": [{"num": 3, "job_id": "7"}, {"num": 4, "overrides": ["optim.lr=5", "seed=1"]}]}
-    found = points.read(tmp_path, record, {"7": Job("UNKNOWN")})
+    entries = [{"num": 3, "job_id": "7"}, {"num": 4, "overrides": ["optim.lr=5", "seed=1"]}]
+    found = Sweep(tmp_path, entries=entries).observed({"7": Job("UNKNOWN")})
     lines = tables.failures(found)
     assert lines == [
         "",
@@ -94,16 +95,13 @@ def test_failures_say_which_point_why_and_what_to_type(tmp_path: Path) -> None:
         f"run them again with\n  python -m sftlab.sweep dir={tmp_path} retry=failed",
     ]
     (tmp_path / "optuna.jsonl").touch()
-    assert (
-        tables.failures(found)[-1]
-        == f"a search continue the search with its own command with\n  hydra.sweep.dir={tmp_path}"
-    )
-    assert tables.failures(Sweep(tmp_path, {}, found.points[:1])) == []
+    assert tables.failures(found)[-1] == f"continue the search with its own command and\n  hydra.sweep.dir={tmp_path}"
+    assert tables.failures(found.only([0])) == []
 
 
 def test_without_anything_swept_failures_name_all_overrides(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["optim.lr=1", "seed=2"], [], "failed")
-    assert tables.failures(points.read(tmp_path, {}))[1] == "point 0  failed  optim.lr=1 seed=2"
+    assert tables.failures(Sweep.read(tmp_path).observed({}))[1] == "point 0  failed  optim.lr=1 seed=2"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +113,16 @@ def test_without_anything_swept_failures_name_all_overrides(tmp_path: Path) -> N
     ],
 )
 def test_a_point_has_ended_if_nothing_will_change_it(state: str, ended: bool) -> None:
-    assert tables.ended(Point(0, (), Path("x"), state=state)) is ended
+    assert Point(0, (), Path("x"), state=state).ended is ended
 
 
 def test_states_have_colours_and_what_is_wrong_is_red(tmp_path: Path) -> None:
     write_point(tmp_path, 0, ["a=1"], [])
     write_point(tmp_path, 1, ["a=2"], [], "running")
     write_point(tmp_path, 2, ["a=3"], [], "failed")
-    column = next(c for c in tables.status(points.read(tmp_path, {}), "val/loss").columns if c.header == "state")
+    column = next(
+        c for c in tables.status(Sweep.read(tmp_path).observed({}), "val/loss").columns if c.header == "state"
+    )
     assert [(str(t), t.style) for t in column._cells] == [  # type: ignore[union-attr]
         ("finished", "green"),
         ("running", "cyan"),

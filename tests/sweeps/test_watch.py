@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sftlab.launchers import watch
+from sftlab.sweeps import watch
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.record import Sweep
 from tests.asymmetric import write_point
@@ -27,7 +27,7 @@ def make_jobs(folder: Path, *statuses: str) -> Path:
     for num, status in enumerate(statuses):
         write_point(folder, num, [f"optim.lr={num}"], [{"step": 10, "time_s": 1.0, "val/loss": 1.0}], status)
     made = [{"num": n, "overrides": [f"optim.lr={n}"], "job_id": f"7_{n}", "run_dir": str(n)} for n in range(num + 1)]
-    Sweep(folder, "/", [], {}, points=made).write()
+    Sweep(folder, "/", entries=made).write()
     return folder
 
 
@@ -60,12 +60,11 @@ def test_waiting_ends_when_every_point_has_and_says_each_change_once(
         queue("COMPLETED", "TIMEOUT"),
         queue("never", "asked"),
     )
-    found = watch.wait(folder, [0, 1], Console(width=200))
+    found = watch.watch(folder, Console(width=200), nums=[0, 1])
     assert [p.state for p in found.points] == ["finished", "stopped"] and slurm.num_calls("squeue") == 4
-    out = capsys.readouterr().out
+    out = capsys.readouterr().out.splitlines()
     said = ["point 0  running", "point 1  pending", "point 0  finished", "point 1  running", "point 1  stopped"]
-    assert [line for line in out.splitlines() if line.startswith("point ") and "  " in line][:5] == said
-    assert "1 finished, 1 stopped" in " ".join(out.split())
+    assert [line for line in out if line.startswith("point ")] == said
 
 
 def test_a_controller_that_is_away_for_a_while_changes_nothing(tmp_path: Path, slurm: Clients) -> None:
@@ -75,14 +74,16 @@ def test_a_controller_that_is_away_for_a_while_changes_nothing(tmp_path: Path, s
     squeue = f"#!/bin/sh\nif [ -f {away} ]; then rm {away}; echo gone >&2; exit 1; fi\necho '7_0|COMPLETED|1:00|None'\n"
     (slurm.dir / "squeue").write_text(squeue)
     (slurm.dir / "squeue").chmod(0o755)
-    assert [p.state for p in watch.wait(folder, [0], Console(quiet=True)).points] == ["finished"] and not away.exists()
+    assert [p.state for p in watch.watch(folder, Console(quiet=True), nums=[0]).points] == [
+        "finished"
+    ] and not away.exists()
 
 
 def test_a_job_is_given_up_after_five_looks_in_a_row_without_a_sign(tmp_path: Path, slurm: Clients) -> None:
     folder = make_jobs(tmp_path / "s", "running", "finished")
     gone, there = queue("UNKNOWN", "COMPLETED"), queue("RUNNING", "COMPLETED")
     slurm.answer("squeue", gone, gone, gone, gone, there, gone)
-    found = watch.wait(folder, [0, 1], Console(quiet=True))
+    found = watch.watch(folder, Console(quiet=True), nums=[0, 1])
     assert [p.state for p in found.points] == ["silent", "finished"] and slurm.num_calls("squeue") == 5 + 5
 
 
@@ -97,7 +98,7 @@ def test_a_summary_that_shows_late_is_waited_for(
     squeue += f"touch {slurm.dir}/second\necho '7_0|COMPLETED|1:00|None'\n"
     (slurm.dir / "squeue").write_text(squeue)
     (slurm.dir / "squeue").chmod(0o755)
-    assert [p.state for p in watch.wait(folder, [0], Console(quiet=True)).points] == ["finished"]
+    assert [p.state for p in watch.watch(folder, Console(quiet=True), nums=[0]).points] == ["finished"]
 
 
 def test_changes_are_said_point_by_point() -> None:

@@ -1,5 +1,6 @@
 """The wiring: each key of a config reaches the part that it is for, off its default. Nothing is trained."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,17 @@ from torch import nn
 
 from sftlab.common.run_directory import Claim
 from sftlab.common.trackers import TensorBoard
+from sftlab.data.dataset import Data
+from sftlab.data.formats.chat import Chat
 from sftlab.data.loader import RowLayout
+from sftlab.data.mixture import Mixture
 from sftlab.parallel.world import World
 from sftlab.training import build as wiring
-from sftlab.training.build import Run, arrange, build, evaluate_on, preview_parts, read_data
+from sftlab.training.build import Run, build, evaluate_on, make_row_layout, preview_parts, read_data
 from sftlab.training.preempt import StopSignal
 from sftlab.training.validation import AnswerEvaluator, LossEvaluator
 from tests.runs import compose
+from tests.support import byte_tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ODD = (
@@ -75,7 +80,7 @@ def plain(run_dirs: Path, model_folder: Path, squad_files: Any, one: Any) -> Ite
 
 def test_the_optimiser_and_its_schedule_have_their_options(odd: Run) -> None:
     trainer = odd.trainer
-    assert trainer.base_lr == 0.25
+    assert trainer.base_lrs == [0.25, 0.25]
     assert [g["weight_decay"] for g in trainer.optimizer.param_groups] == [0.5, 0.0]
     for group in trainer.optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.5, 0.75), 1e-3)
@@ -177,7 +182,7 @@ def test_a_rank_that_is_not_the_first_writes_nothing(
     config = compose(run_dirs / "second", model_folder, squad_files, "tracker=tensorboard")
     other = World(1, 1, 0, one.device)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(wiring, "fill", lambda scorer, load, world: scorer.to_empty(device=world.device))
+        patched.setattr(wiring, "broadcast_weights", lambda scorer, load, world: scorer.to_empty(device=world.device))
         patched.setattr(wiring, "probe", lambda scorer, layout, device: None)
         with made(run_dirs / "second", config, other) as found:
             trainer = found.trainer
@@ -205,7 +210,7 @@ def test_each_source_of_a_mixture_is_answered_under_its_name_by_its_own_score(on
     parts = {"b": part(9, ("x",)), "none": part(4, ()), "a": part(2, ("y",))}
     val: Any = SimpleNamespace(parts=parts, groups=np.zeros(15))
     formats = {name: SimpleNamespace(score=f"the score of {name}") for name in parts}
-    settings = SimpleNamespace(answers=3, max_new_tokens=5, batch_size=6)
+    settings = SimpleNamespace(num_answers=3, max_new_tokens=5, batch_size=6)
     data = SimpleNamespace(group_by_prefix=True, formats=formats)
     given = {"data": data, "evaluation": settings, "trainer": SimpleNamespace(batch_size=4)}
     scorer, row_layout, tokenizer = (cast(Any, object()) for _ in range(3))
@@ -213,7 +218,7 @@ def test_each_source_of_a_mixture_is_answered_under_its_name_by_its_own_score(on
     assert isinstance(loss, LossEvaluator) and (loss.plan.batch_size, loss.plan.group_by_prefix) == (4, True)
     found = [(a.source, a.score, len(a.examples)) for a in answers if isinstance(a, AnswerEvaluator)]
     assert found == [("b", "the score of b", 3), ("a", "the score of a", 2)], "none has no answers to compare with"
-    settings.answers = 0
+    settings.num_answers = 0
     assert len(evaluate_on(val, given, scorer, tokenizer, row_layout, one)) == 1
 
 
@@ -225,7 +230,7 @@ def laid_out(
     data = SimpleNamespace(layout=layout, row_length=settings.pop("row_length", None))
     tokenizer = SimpleNamespace(pad_token_id=settings.pop("pad", 7), eos_token_id=9)
     chosen = SimpleNamespace(**{"rows_per_microbatch": None, "compile": False, **settings})
-    return arrange(data, chosen, tokenizer, cast(Any, train), cast(Any, val), device, rank=2, num_ranks=5)
+    return make_row_layout(data, chosen, tokenizer, cast(Any, train), cast(Any, val), device, rank=2, num_ranks=5)
 
 
 def test_a_packed_microbatch_is_a_row_of_4096_tokens_or_of_the_longest_example() -> None:
@@ -270,7 +275,7 @@ def test_no_example_is_longer_than_the_models_positions(max_length: int | None, 
     model = SimpleNamespace(load_tokenizer=lambda: tokenizer)
     text = SimpleNamespace(vocab_size=320, max_position_embeddings=2048)
     config = SimpleNamespace(get_text_config=lambda: text)
-    data = SimpleNamespace(max_length=max_length, examples=examples)
+    data = SimpleNamespace(max_length=max_length, formats={}, examples=examples)
     assert read_data(model, data, config) == (tokenizer, "train", "val")
     assert asked == [("some", expected)]
     text.vocab_size = 319
@@ -278,9 +283,21 @@ def test_no_example_is_longer_than_the_models_positions(max_length: int | None, 
         read_data(model, data, config)
 
 
+def test_the_tokenizer_is_given_the_formats_template_before_anything_is_read(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    chat = Data(Chat(template_path="asset://chat.jinja"), str(path))
+    text = SimpleNamespace(vocab_size=320, max_position_embeddings=2048)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    for option in (chat, Mixture({"chat": chat})):
+        tok, train, _ = read_data(SimpleNamespace(load_tokenizer=byte_tokenizer), option, config)
+        assert tok.chat_template and "Yo</s>" in tok.decode(train[0].tokens)
+
+
 def test_a_component_is_checked_before_it_is_made(caplog: pytest.LogCaptureFixture) -> None:
-    node = {"_target_": "sftlab.training.settings.EvaluationSettings", "answers": 3}
+    node = {"_target_": "sftlab.training.settings.EvaluationSettings", "num_answers": 3}
     with caplog.at_level(logging.ERROR):
-        assert wiring.component("evaluation", node).answers == 3
-        with pytest.raises(ValueError, match=r"^evaluation\.answer: .*did you mean answers\?"):
+        assert wiring.component("evaluation", node).num_answers == 3
+        with pytest.raises(ValueError, match=r"^evaluation\.answer: .*did you mean num_answers\?"):
             wiring.component("evaluation", {**node, "answer": 3})

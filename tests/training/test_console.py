@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sftlab.training.console import Console, complain, duration, short, tail
+from sftlab.config.errors import complain
+from sftlab.training.console import Console
 from sftlab.training.validation import Sample
 
 VALUES = {
@@ -188,28 +189,13 @@ def test_a_log_is_added_to_and_closed_for_good(tmp_path: Path) -> None:
     assert logged(tmp_path / "train.log") == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 s"), (1.6, "2 s"), (89.4, "89 s"), (90, "2 min"), (149, "2 min"), (151, "3 min"), (89.4 * 60, "89 min"),
-        (90 * 60, "1 h 30 min"), (7200, "2 h 0 min"), (12_000, "3 h 20 min"), (86_400, "24 h 0 min"),
-    ],
-)  # fmt: skip
-def test_durations_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_texts_are_cut_at_the_end_and_prompts_at_the_beginning() -> None:
-    assert short(" a\n b ") == tail(" a\n b ") == "a b"
-    assert short("x" * 160) == "x" * 160 and short("x" * 161) == "x" * 157 + "..."
-    assert short("abcdefgh", 6) == "abc..."
-    assert tail("x" * 480) == "x" * 480
-    assert tail("one two three four", 18) == "one two three four"
-    assert tail("one two three four", 17) == "... three four", "words whole"
-    assert len(tail("word " * 400)) <= 480
-
-
-def test_a_complaint_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    complain("[no] such " + "key " * 40)
-    said = capsys.readouterr()
-    assert said.err == "[no] such " + "key " * 40 + "\n" and said.out == ""
+def test_a_complaint_goes_to_standard_error_with_the_rank_where_there_are_several(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "[no] such " + "key " * 40
+    for ranks, prefix in (("1", "error: "), ("2", "error on rank 1: ")):
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+        monkeypatch.setenv("RANK", "1")
+        complain(said)
+        heard = capsys.readouterr()
+        assert heard.err == f"{prefix}{said}\n" and heard.out == ""

@@ -58,8 +58,8 @@ def test_the_demo_model_learns_gsm8k_in_every_format(
     held = write_as(format, rows[:2], tmp_path / "held.jsonl")
     typed = [
         f"data={format}", f"data.path={path}", f"data.val_path={held}", *FORMATS[format], "run_dir=out",
-        "trainer.batch_size=8",
-        "trainer.max_steps=10", "optim.lr=0.003", "tracker=none", "evaluation.num_answers=2", "evaluation.max_new_tokens=4",
+        "trainer.batch_size=8", "trainer.max_steps=10", "optim.lr=0.003", "tracker=none", "evaluation.num_answers=2",
+        "evaluation.max_new_tokens=4",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sftlab-train", *typed])

@@ -109,7 +109,7 @@ def test_rows_are_shown_with_what_is_supervised_and_any_row_by_number(show: Show
     answer = read_jsonl(train)[16]["answers"]["text"][0]
     out = show("data=squad", f"data.path={train}", "row=17")
     assert "t.jsonl:17 (id p5q1)" in out and "p0q0" not in out and f" {answer}</s>" in out and "<s>Context: " in out
-    assert "step 1, a row of its 1: 30 examples, " in out  # the forest
+    assert "step 1, one of its 1 rows: 30 examples, " in out  # the forest
     assert list(Path().iterdir()) == []  # it writes nothing that was not asked for
 
 
@@ -196,9 +196,9 @@ def test_the_step_that_is_asked_for_is_drawn_and_one_beyond_the_epoch_is_refused
     path = pairs(tmp_path / "t.jsonl", *((f"question {w}", "yes") for w in ("one", "two", "three", "four", "five")))
     typed = ("data=prompt_completion", f"data.path={path}", "data.shuffle=false", "trainer.batch_size=2", "rows=0")
     out = show(*typed, "step=3")
-    forest = out.split("training")[0]
-    assert "step 3, a row of its 1: 1 examples" in out and "five" in forest and "one" not in forest
-    assert "one" in show(*typed).split("training")[0]
+    heading, _, forest = out.split("training")[0].partition("\n")
+    assert "step 3, one of its 1 rows: 1 examples" in heading and "five" in forest and "one" not in forest
+    assert "oneyes" in show(*typed).split("training")[0]
     for step in (0, 4):
         assert f"step={step}: an epoch has steps 1 to 3" in refused(show, capfd, *typed, f"step={step}")
 

@@ -24,7 +24,16 @@ from sftlab.parallel.world import World
 from sftlab.training import run as running
 from sftlab.training.console import Console
 from sftlab.training.faults import RankLost
-from sftlab.training.run import claim, command_again, facts, finish, leave_model, quiet_libraries, run
+from sftlab.training.run import (
+    claim,
+    command_again,
+    facts,
+    finish,
+    leave_data_report,
+    leave_model,
+    quiet_libraries,
+    run,
+)
 from sftlab.training.trainer import Trainer
 from tests.runs import compose
 from tests.support import read_jsonl
@@ -82,7 +91,7 @@ def test_the_log_says_what_runs_and_what_came_of_it(finished: Any, model_folder:
     assert said["parameters"] == f"{size:,}, compute in bfloat16, attention sdpa_by_blocks"
     assert said["data"] == str(squad_files[0])
     assert said["training"] == "36 rows read, 36 kept" and said["validation"] == "12 rows read, 12 kept"
-    assert said["steps"] == "3 of 12 examples (3 an epoch)" and "(first 3 steps)" in said["layout"]
+    assert said["steps"] == "3 of 12 examples (3 per epoch)" and "(first 3 steps)" in said["layout"]
     assert said["device"] == "cpu" and said["run directory"] == str(folder)
     assert f"; the model is {folder / 'model'}" in log and "finished in " in log
     assert log.count("  expected  ") == 2 and "resumed" not in log
@@ -301,7 +310,7 @@ def test_several_ranks_and_no_validation_are_said(
         made: Any = SimpleNamespace(
             trainer=trainer, train=self.loader.examples, val=None, run_dir=tmp_path / "run", data_path="the data"
         )
-        asked.append(facts(config, made))
+        asked.append(facts(config, made, leave_data_report(made)))
         return fit(self)
 
     monkeypatch.setattr(Trainer, "fit", ask)

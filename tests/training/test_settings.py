@@ -25,7 +25,7 @@ def test_a_count_of_the_trainer_is_a_whole_number_and_not_too_small(key: str) ->
             trainer(**{key: value})
 
 
-@pytest.mark.parametrize(("key", "least"), [("answers", 0), ("max_new_tokens", 1), ("batch_size", 1)])
+@pytest.mark.parametrize(("key", "least"), [("num_answers", 0), ("max_new_tokens", 1), ("batch_size", 1)])
 def test_a_count_of_the_evaluation_is_a_whole_number_and_not_too_small(key: str, least: int) -> None:
     assert getattr(EvaluationSettings(**{key: least}), key) == least
     for value in (least - 1, 2.0, False, None):
@@ -73,4 +73,4 @@ def test_what_a_setting_is_where_nobody_sets_it() -> None:
         "log_every": 1, "eval_every": 0, "save_every": 0, "keep_checkpoints": 2, "on_failed_save": "continue",
         "skip_nonfinite": 0, "compile": False, "activation_checkpointing": False, "deterministic": False,
     }  # fmt: skip
-    assert vars(EvaluationSettings()) == {"answers": 64, "max_new_tokens": 32, "batch_size": 32}
+    assert vars(EvaluationSettings()) == {"num_answers": 64, "max_new_tokens": 32, "batch_size": 32}

@@ -101,7 +101,7 @@ class Around:
     def cut(self, step: int) -> None:
         self.events.append(("cut", step))
 
-    def write(self, step: int, time_s: float, values: dict[str, float]) -> None:
+    def write_numbers(self, step: int, time_s: float, values: dict[str, float]) -> None:
         self.last |= values
         self.events.append(("write", step, time_s, dict(values)))
 
@@ -155,10 +155,14 @@ def trainer(
         "evaluators": [around.evaluate],
         "checkpoints": around,
         "metrics": SimpleNamespace(
-            cut=around.cut, write=around.write, samples=note("samples"), text=note("text"), last=around.last
+            cut=around.cut,
+            write_numbers=around.write_numbers,
+            samples=note("samples"),
+            write_text=note("text"),
+            last=around.last,
         ),
         "console": SimpleNamespace(say=around.said.append, step=note("shown"), evaluation=note("shown evaluation")),
-        "throughput": SimpleNamespace(add=note("add"), paused=around.paused, read=lambda: {"perf/x": 1.0}),
+        "throughput": SimpleNamespace(add=note("add"), paused=around.paused, take_rates=lambda: {"perf/x": 1.0}),
         "stop": around,
     }
     return Trainer(
@@ -327,6 +331,16 @@ def test_one_update_by_hand(most: float | None, around: Around, one: World) -> N
     assert [b.devices for b in data.microbatches] == [[one.device]] * 3
     assert scorer.w.grad is None and around.events == [("add", data)]
     assert made.train_step(8, data)["train/lr"] == 0.1 / 8, "a factor of the first rate, not of the last"
+
+
+def test_the_schedule_is_a_factor_on_every_groups_own_rate(around: Around, one: World) -> None:
+    scorer = Two()
+    other = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [scorer.w], "lr": 0.25}, {"params": [other], "lr": 8.0}])
+    made = trainer(around, one, scorer=scorer, optimizer=optimizer)
+    for step in (2, 4):
+        assert made.train_step(step, step_of(lambda w: w.sum()))["train/lr"] == 0.25 / step
+        assert [g["lr"] for g in optimizer.param_groups] == [0.25 / step, 8.0 / step]
 
 
 def test_a_step_without_a_target_has_a_loss_of_zero(around: Around, one: World) -> None:
