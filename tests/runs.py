@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +44,48 @@ def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str
     return {str(k): v for k, v in found.items()}
 
 
-def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]]:
-    """Run these configs one after the other on `ranks` processes; return how each ended, on each rank.
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """What befalls a run, and what is noted of it. It lies beside the config, which holds nothing but a run's own keys.
 
-    A key `crash_at` raises in place of that step; `stop_at` sends this process SIGTERM in it, on the last rank;
-    `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples. `fill_at`
-    fills the disk of the file `fill` up to 64 KiB in that step; `looks_free`: the system does not say so beforehand.
-    `witness` names a file that gets each step's state on each rank: the next draw of every generator, which are seeded
-    by rank at step 1 and spoiled before a resume, and the optimiser's options and counts.
+    `crash_at` raises in place of that step; `stop_at` sends this process SIGTERM in it, on the last rank; `nan_at`
+    lists steps whose loss is not a number. `indices` names a file that gets the examples of each step. `fill_at` fills
+    the disk of the file `fill` up to 64 KiB in that step; `looks_free`: the system does not say so beforehand.
+    `witness` names a file that gets the state of each rank at each step: the next draw of every generator, which are
+    seeded by rank at step 1 and spoiled before a resume, and the optimiser's options and counts.
     """
-    found = on_ranks(_run_in_turn, ranks, ranks, [free_port() for _ in configs], list(configs))
+
+    crash_at: int | None = None
+    stop_at: int | None = None
+    nan_at: Sequence[int] = ()
+    indices: Path | None = None
+    fill_at: int | None = None
+    fill: Path | None = None
+    looks_free: bool = False
+    witness: Path | None = None
+
+
+Planned = dict[str, Any] | tuple[dict[str, Any], Trouble]
+
+
+def run_all(runs: Sequence[Planned], ranks: int = 1) -> list[list[str]]:
+    """Run these configs, some with trouble, in turn on `ranks` processes; return how each ended, on each rank."""
+    planned = [run if isinstance(run, tuple) else (run, Trouble()) for run in runs]
+    found = on_ranks(_run_in_turn, ranks, ranks, [free_port() for _ in planned], planned)
     return [list(ends) for ends in zip(*found, strict=True)]
-
-
-EXTRAS = ("crash_at", "stop_at", "nan_at", "indices", "fill_at", "fill", "looks_free", "witness")
 
 
 class Crash(Exception):
     pass
 
 
-def _run_in_turn(rank: int, ranks: int, ports: list[int], configs: list[dict[str, Any]]) -> list[str]:
+def _run_in_turn(rank: int, ranks: int, ports: list[int], planned: list[tuple[dict[str, Any], Trouble]]) -> list[str]:
     from sftlab.training.run import run
 
     ends = []
-    for port, config in zip(ports, configs, strict=True):
+    for port, (config, trouble) in zip(ports, planned, strict=True):
         join(rank, ranks, port)
-        extra = {k: config.pop(k) for k in EXTRAS if k in config}
-        restore = _patch(extra, rank, ranks)
+        restore = _patch(trouble, rank, ranks)
         try:
             ends.append(f"score {run(config, [])!r}")
         except SystemExit as left:
@@ -81,7 +96,7 @@ def _run_in_turn(rank: int, ranks: int, ports: list[int], configs: list[dict[str
     return ends
 
 
-def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
+def _patch(trouble: Trouble, rank: int, ranks: int) -> Any:
     import json
     import signal
 
@@ -91,34 +106,35 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
     backward = Trainer.backward
 
     def train_step(self: Trainer, step: int, data: Any) -> Any:
-        if step == extra.get("crash_at"):
+        if step == trouble.crash_at:
             self.checkpoints.wait()  # so that a test knows what there is to resume from
             raise Crash
-        if step == extra.get("stop_at") and rank == ranks - 1:
+        if step == trouble.stop_at and rank == ranks - 1:
             signal.raise_signal(signal.SIGTERM)
-        if step == extra.get("fill_at"):
+        if step == trouble.fill_at:
             self.checkpoints.wait()
-            fill(Path(extra["fill"]))
-        if "indices" in extra and rank == 0:
-            with open(extra["indices"], "a") as file:
+            assert trouble.fill is not None
+            fill(trouble.fill)
+        if trouble.indices is not None and rank == 0:
+            with trouble.indices.open("a") as file:
                 file.write(json.dumps({"step": step, "indices": data.indices.tolist()}) + "\n")
-        spoiled = step in extra.get("nan_at", ())
+        spoiled = step in trouble.nan_at
         Trainer.backward = (lambda s, b, scale: backward(s, b, scale) * float("nan")) if spoiled else backward
         values = original(self, step, data)
-        if "witness" in extra:
-            bear_witness(self, step, f"{extra['witness']}.{rank}", rank)
+        if trouble.witness is not None:
+            bear_witness(self, step, f"{trouble.witness}.{rank}", rank)
         return values
 
-    if "witness" in extra:
+    if trouble.witness is not None:
         seed_generators(1000 + rank)  # a resume must not depend on what this process drew before
     usage = shutil.disk_usage
-    if extra.get("looks_free"):
+    if trouble.looks_free:
         shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
 
     def restore() -> None:
         shutil.disk_usage = usage
-        if "fill" in extra:
-            Path(extra["fill"]).unlink(missing_ok=True)
+        if trouble.fill is not None:
+            trouble.fill.unlink(missing_ok=True)
         Trainer.train_step, Trainer.backward = original, backward
 
     Trainer.train_step = train_step
@@ -152,14 +168,13 @@ def fill(path: Path, leave: int = 1 << 16) -> None:
             file.flush()
 
 
-def run_here(config: dict[str, Any]) -> str:
-    """Run a config in this process, a world of one, with the keys that `run_all` takes; return how it ended."""
+def run_here(config: dict[str, Any], trouble: Trouble | None = None) -> str:
+    """Run a config in this process, a world of one; return how it ended."""
     from sftlab.training.run import run
 
-    extra = {k: config[k] for k in EXTRAS if k in config}
-    restore = _patch(extra, 0, 1)
+    restore = _patch(trouble or Trouble(), 0, 1)
     try:
-        return f"score {run({k: v for k, v in config.items() if k not in EXTRAS}, [])!r}"
+        return f"score {run(config, [])!r}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:

@@ -25,6 +25,7 @@ from sftlab.common.run_directory import Claim
 from sftlab.config.groups import CONF
 from sftlab.config.overrides import inside
 from sftlab.config.start import START_TIME
+from sftlab.data.template import prepare_tokenizer
 from sftlab.parallel.world import world
 from sftlab.training.build import Run, build, component, preview_parts
 from sftlab.training.preempt import StopSignal
@@ -585,7 +586,9 @@ def test_a_mixture_is_weighed_cut_and_laid_out_as_typed(
 def learned(*overrides: str) -> list[tuple[str, int]]:
     """Return the learned text and the prefix group of each training example of a data option."""
     tokenizer = byte_tokenizer()
-    examples, _ = component("data", composed(*overrides)["data"]).examples(tokenizer, 2048)
+    data = component("data", composed(*overrides)["data"])
+    prepare_tokenizer(tokenizer, list(data.formats.values()))
+    examples, _ = data.examples(tokenizer, 2048)
     return [(tokenizer.decode(e.tokens[e.supervised]), e.group) for e in examples]
 
 

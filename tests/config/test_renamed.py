@@ -10,7 +10,7 @@ from sftlab.common.renamed import KEYS, MOVED, in_todays_names
 from sftlab.common.run_directory import RunDirError, read_config
 from sftlab.config.binding import check, check_node
 from sftlab.config.errors import unknown_key
-from tests.runs import compose, measured, run_here
+from tests.runs import Trouble, compose, measured, run_here
 
 Files = tuple[Path, Path]
 
@@ -51,7 +51,7 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path: Path, model_folder: Path,
     """Stopped at step 3 of 4, its config is rewritten as the earlier version had it; another seed is still refused."""
     steps = ("trainer.max_steps=4", "trainer.save_every=1", "trainer.batch_size=6")
     config = compose(tmp_path / "run", model_folder, squad_files, *steps)
-    assert run_here({**config, "crash_at": 3}) == "Crash: "
+    assert run_here(config, Trouble(crash_at=3)) == "Crash: "
     in_yesterdays_names(tmp_path / "run")
     old = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert old["schedule"]["_target_"].startswith("sftlab.schedule.") and "num_answers" not in old["evaluation"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sftlab.data.plan import Plan
-from tests.runs import compose, measured, run_all
+from tests.runs import Trouble, compose, measured, run_all
 from tests.support import REPO, free_port
 
 SETTINGS = ("trainer.max_steps=6", "trainer.save_every=2", "evaluation.num_answers=0")
@@ -27,11 +27,11 @@ def test_a_loss_that_is_no_number_stops_every_rank_or_is_skipped(
     ends = run_all(
         [
             config("straight"),
-            {**config("stopped"), "nan_at": [3]},
+            (config("stopped"), Trouble(nan_at=[3])),
             config("stopped"),
-            {**config("skipped", "trainer.skip_nonfinite=1"), "nan_at": [3]},
-            {**config("too_many", "trainer.skip_nonfinite=1"), "nan_at": [3, 5]},
-            {**config("too_many", "trainer.skip_nonfinite=2"), "nan_at": [5]},
+            (config("skipped", "trainer.skip_nonfinite=1"), Trouble(nan_at=[3])),
+            (config("too_many", "trainer.skip_nonfinite=1"), Trouble(nan_at=[3, 5])),
+            (config("too_many", "trainer.skip_nonfinite=2"), Trouble(nan_at=[5])),
         ],
         ranks=2,
     )

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.runs import compose, measured, run_all, run_here
+from tests.runs import Trouble, compose, measured, run_all, run_here
 from tests.support import read_jsonl
 
 # 36 examples in steps of 12: epoch 1 is steps 1 to 3, epoch 2 steps 4 to 6. The checkpoint of step 4 is in epoch 2.
@@ -24,19 +25,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, squad_fil
     The checkpoint that `resumed` begins from says that a step was skipped and that LATE_S have gone by.
     """
     folder = tmp_path_factory.mktemp("runs")
-    config = {
-        name: {
-            **compose(folder / name, model_folder, squad_files, *CADENCE),
-            "witness": str(folder / f"{name}.witness"),
-        }
-        for name in ("straight", "crashed", "resumed")
-    }
+    names = ("straight", "crashed", "resumed")
+    config = {name: compose(folder / name, model_folder, squad_files, *CADENCE) for name in names}
+    noted = {name: Trouble(witness=folder / f"{name}.witness", indices=folder / f"{name}.indices") for name in names}
     ends = run_all(
-        [
-            {**config["straight"], "indices": str(folder / "straight.indices")},
-            {**config["crashed"], "crash_at": 6, "indices": str(folder / "crashed.indices")},
-        ],
-        ranks=2,
+        [(config["straight"], noted["straight"]), (config["crashed"], replace(noted["crashed"], crash_at=6))], ranks=2
     )
     assert ends[0][0].startswith("score") and ends[1] == ["Crash: ", "Crash: "]
     with (folder / "crashed/metrics.jsonl").open("a") as file:
@@ -46,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, squad_fil
         shutil.copytree(folder / "crashed", folder / copy, symlinks=True)
     progress = folder / "resumed/checkpoints/step_00000004/checkpoint.json"
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"time_s": LATE_S, "skipped": SKIPPED}))
-    assert run_all([config["resumed"]], ranks=2)[0][0] == ends[0][0], "the same score"
+    assert run_all([(config["resumed"], noted["resumed"])], ranks=2)[0][0] == ends[0][0], "the same score"
     return folder
 
 
@@ -111,8 +104,8 @@ def test_gauntlet_23_two_ranks_then_one_then_four(
 ) -> None:
     config = compose(runs / "elastic", model_folder, squad_files, *CADENCE)
     indices = runs / "elastic.indices"
-    assert run_here({**config, "crash_at": 8, "indices": str(indices)}) == "Crash: "
-    assert run_all([{**config, "indices": str(indices)}], ranks=4)[0][0].startswith("score")
+    assert run_here(config, Trouble(crash_at=8, indices=indices)) == "Crash: "
+    assert run_all([(config, Trouble(indices=indices))], ranks=4)[0][0].startswith("score")
     log = (runs / "elastic/train.log").read_text()
     assert "step_00000004, step 4" in log and "step_00000006, step 6" in log
     straight, elastic = measured(runs / "straight"), measured(runs / "elastic")

@@ -3,11 +3,12 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.runs import compose, measured, run_all
+from tests.runs import Trouble, compose, measured, run_all
 
 
 def test_gauntlet_29_a_signal_on_one_rank_stops_all_at_a_step_boundary(
@@ -16,7 +17,7 @@ def test_gauntlet_29_a_signal_on_one_rank_stops_all_at_a_step_boundary(
     settings = ("trainer.max_steps=5", "trainer.log_every=2", "evaluation.num_answers=0")
     straight = compose(tmp_path / "straight", model_folder, squad_files, *settings)
     stopped = compose(tmp_path / "stopped", model_folder, squad_files, *settings)
-    ends = run_all([straight, {**stopped, "stop_at": 3}, stopped], ranks=2)
+    ends = run_all([straight, (stopped, Trouble(stop_at=3)), stopped], ranks=2)
     assert ends[1] == ["exit 75", "exit 75"] and ends[2] == ends[0]
     log = (tmp_path / "stopped/train.log").read_text()
     assert "step 3: saved" in log and "stopped by SIGTERM" in log and f"run_dir={tmp_path / 'stopped'}" in log
@@ -43,10 +44,9 @@ def test_gauntlet_29_a_full_disk_blocks_neither_the_run_nor_the_requeue(
     settings = ("trainer.max_steps=8", "trainer.save_every=2", "evaluation.num_answers=0", "trainer.keep_checkpoints=1")
     run_dir = small_disk / "run"
     config = compose(run_dir, model_folder, squad_files, *settings)
-    fill = {**config, "fill_at": 3, "fill": str(small_disk / "other"), "looks_free": looks_free}
-    ends = run_all(
-        [{**fill, "stop_at": 5}, {**fill, "trainer": {**config["trainer"], "on_failed_save": "stop"}}, config]
-    )
+    full = Trouble(fill_at=3, fill=small_disk / "other", looks_free=looks_free)
+    stopping = {**config, "trainer": {**config["trainer"], "on_failed_save": "stop"}}
+    ends = run_all([(config, replace(full, stop_at=5)), (stopping, full), config])
     assert ends[0] == ["exit 75"], "step 4 was not saved, the run went on; neither was step 5, and it left all the same"
     log = (run_dir / "train.log").read_text()
     assert "step 4: the checkpoint could not be written" in log and "step_00000002 is intact" in log

@@ -446,7 +446,7 @@ def test_a_run_that_kept_no_losses_has_no_plot_and_no_scores(rye: Path, typed: T
 def test_scores_of_a_run_that_was_gone_on_with_have_no_before(rye: Path, typed: Typed) -> None:
     lines = (rye / "metrics.jsonl").read_text().splitlines(keepends=True)
     (rye / "metrics.jsonl").write_text("".join(lines[1:]))
-    set_config(rye, evaluation={"answers": 0})
+    set_config(rye, evaluation={"num_answers": 0})
     typed("publish", f"run={rye}", "repo_id=ada/rye", "dry_run=true")
     card = (rye / "publish" / "README.md").read_text()
     assert "| loss |  | **3.5000** |\n" in card and "**Validation during training**\n" in card

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from sftlab.checkpoints import manifest
-from tests.runs import compose, measured, run_here
+from tests.runs import Trouble, compose, measured, run_here
 from tests.support import make_model_folder, make_squad_file, read_jsonl
 
 Files = tuple[Path, Path]
@@ -104,7 +104,7 @@ def test_a_rewind_makes_the_steps_again_and_the_next_resume_follows_it(killed: t
     straight = measured(run_dir)
     best = steps(run_dir)[0]
     again = config(run_dir, model, files, f"resume={run_dir}/checkpoints/step_{best:08d}")
-    crashed = run_here({**again, "crash_at": 4})
+    crashed = run_here(again, Trouble(crash_at=4))
     assert crashed.startswith("Crash") and steps(run_dir)[-1] == 3
     assert f"resumed from {run_dir}/checkpoints/step_{best:08d}, step {best}" in (run_dir / "train.log").read_text()
     assert max(step for step, _ in measured(run_dir)) == 3, "what was written of later steps is cut off"
@@ -127,7 +127,7 @@ def test_other_options_of_the_optimiser_apply_from_the_resume_on(
         "schedule=constant",
         "resume_despite_changes=true",
     )
-    end = run_here({**config(run_dir, model, files, *changed), "witness": str(witness)})
+    end = run_here(config(run_dir, model, files, *changed), Trouble(witness=witness))
     assert end.startswith("score")
     (line,) = read_jsonl(Path(f"{witness}.0"))
     found = [(o["lr"], o["weight_decay"], o["betas"], o["eps"]) for o in line["options"]]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.optim import AdamW, Optimizer
 
-from tests.runs import compose, measured, run_here
+from tests.runs import Trouble, compose, measured, run_here
 from tests.support import read_jsonl
 
 STEPS = 4
@@ -27,10 +27,10 @@ def test_each_group_keeps_its_own_rate(
     schedule = ("schedule=linear", "schedule.warmup_steps=1", f"trainer.max_steps={STEPS}", "trainer.save_every=1")
     config = compose(tmp_path / "run", model_folder, squad_files, *schedule)
     config["optim"] = {"_target_": f"{__name__}.two_rates", "_partial_": True, "lr": 0.01, "ratio": 0.25}
-    config["witness"] = str(tmp_path / "witness")
+    witness = tmp_path / "witness"
     if crash_at:
-        assert run_here({**config, "crash_at": crash_at}) == "Crash: "
-    assert run_here(config).startswith("score ")
+        assert run_here(config, Trouble(crash_at=crash_at, witness=witness)) == "Crash: "
+    assert run_here(config, Trouble(witness=witness)).startswith("score ")
     factors = [1.0, 1.0, 2 / 3, 1 / 3]
     seen = {line["step"]: [group["lr"] for group in line["options"]] for line in read_jsonl(tmp_path / "witness.0")}
     assert sorted(seen) == [1, 2, 3, 4]
