@@ -348,7 +348,7 @@ def test_the_models_own_switches_reach_it(tmp_path: Path, model_folder: Path, sq
         for name, value in load_file(model_folder / "model.safetensors").items():
             assert torch.equal(weights[f"model.{name}"].to_local(), value)
         assert made.trainer.scorer.model.config._attn_implementation == "sdpa_by_blocks"
-        assert made.trainer.base_lr == 1e-5 and made.trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+        assert made.trainer.base_lrs == [1e-5, 1e-5] and made.trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
         assert not torch.are_deterministic_algorithms_enabled()
         names = [type(m).__name__ for m in made.trainer.scorer.modules()]
         assert "CheckpointWrapper" not in names and not made.trainer.loader.row_layout.fixed_shapes
@@ -567,7 +567,7 @@ def test_a_mixture_is_weighed_cut_and_laid_out_as_typed(
     kept = {name: account["kept"] for name, account in accounts.items()}
     assert set(kept) == {"squad", "pairs"} and kept["pairs"] == 3 and 10 < kept["squad"] < EXAMPLES
     epoch = 3 * kept["squad"]  # squad once, twice as many pairs
-    assert f"({-(-epoch // BATCH)} an epoch)" in (folder / "train.log").read_text()
+    assert f"({-(-epoch // BATCH)} per epoch)" in (folder / "train.log").read_text()
     scores = {name for line in read_jsonl(folder / "metrics.jsonl") for name in line if name.startswith("val/")}
     assert scores >= {"val/loss", "val/squad/exact_match", "val/squad/f1", "val/pairs/exact_match"}
     assert "val/pairs/f1" not in scores, "each source is scored by its own format"
