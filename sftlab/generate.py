@@ -80,7 +80,7 @@ def answer(loaded: Any, format: Any, given: dict[Any, Any], decoding: Any) -> No
     settings = {key: given[key] for key in ("run", *DECODING) if key != "batch_size"}
     output = Path(given["output"]).expanduser()
     before = answer_file(loaded, requests, output, decoding, settings)
-    print(f"{len(requests)} answers in {output}" + (f", {before} of them from before" if before else ""))
+    print(f"{len(requests)} answers in {output}" + (f", {before} of them from an earlier run" if before else ""))
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def sweep(cfg: DictConfig) -> None:
         elif cfg.cancel or retried:
             found = look(folder, planned=listed)
     except KeyboardInterrupt:
-        console.print(f"what runs carries on; come back with\n  {come_back(folder)} watch=true")
+        console.print(f"running points carry on; come back with\n  {come_back(folder)} watch=true")
         found = look(folder, planned=listed)
     console.print(tables.status(found, cfg.metric))
     answer.show_answer(found, cfg.metric, cfg.score, cfg.report, console)

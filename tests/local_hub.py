@@ -1,7 +1,8 @@
 """A Hugging Face Hub on loopback, as far as publishing and loading a model need it: its HTTP protocol, in memory.
 
 Create, delete, validate-yaml, preupload, the LFS batch, PUT of LFS objects, commit (NDJSON), repo info, tree, resolve.
-`fail` makes a step answer with a status; `log` keeps what was asked.
+`fail` makes a step answer with a status; `meanwhile` is what somebody else does just before a step; `log` keeps what
+was asked, `revisions` which revisions of files were.
 """
 
 import base64
@@ -9,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,7 @@ LFS_BYTES = 200_000  # from this size on, or with this ending, a file goes to LF
 class Repo:
     private: bool
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
+    messages: list[str] = field(default_factory=list)  # of all commits but the first, which is empty
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -40,7 +42,9 @@ class LocalHub:
     repos: dict[str, Repo] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     fail: dict[str, int] = field(default_factory=dict)
+    meanwhile: dict[str, Callable[[], None]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    revisions: list[str] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
@@ -58,7 +62,7 @@ class LocalHub:
         handler = type("Handler", (_Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield self
@@ -110,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, f"{method} {path}")
             if match:
                 self.hub.log.append(step)
+                self.hub.meanwhile.get(step, lambda: None)()
                 if step in self.hub.fail:
                     self.send({"error": f"{step} fails, as asked"}, self.hub.fail[step])
                 elif step != "put" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -164,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
     def commit(self, name: str) -> None:
         repo = self.hub.repos[name]
         lines = [json.loads(line) for line in self.body.splitlines()]
-        parent = next(v["value"].get("parentCommit") for v in lines if v["key"] == "header")
+        header = next(v["value"] for v in lines if v["key"] == "header")
+        parent = header.get("parentCommit")
         if parent and parent != repo.sha:
             return self.send({"error": "the branch moved"}, 412)
         files = dict(repo.files)
@@ -177,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         repo.commits.append(files)
+        repo.messages.append(header["summary"])
         self.send({"commitUrl": f"{self.hub.url}/{name}/commit/{repo.sha}", "commitOid": repo.sha})
 
     def info(self, name: str) -> None:
@@ -192,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.repos[name].files
         self.send([{"type": "file", "path": p, "size": len(c), "oid": etag(c)} for p, c in files.items()])
 
-    def resolve(self, name: str, _: str, path: str) -> None:
+    def resolve(self, name: str, revision: str, path: str) -> None:
+        self.hub.revisions.append(revision)
         repo = self.hub.repos.get(name)
         if repo is None:
             return self.send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})

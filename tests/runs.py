@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.asymmetric import draws, seed_generators
 from tests.ranks import on_ranks
 from tests.support import free_port, join, read_jsonl
 
@@ -15,10 +16,9 @@ def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from sftlab.config import groups, start
-    from sftlab.config.overrides import inside
+    from sftlab.config import groups, overrides, start
 
-    OmegaConf.register_new_resolver("inside", inside, replace=True)
+    OmegaConf.register_new_resolver("inside", overrides.inside, replace=True)
     os.environ.setdefault(start.START_TIME, "now")
     with initialize_config_dir(str(groups.CONF), version_base="1.3"):
         config = compose(
@@ -48,12 +48,14 @@ def run_all(configs: Sequence[dict[str, Any]], ranks: int = 1) -> list[list[str]
     A key `crash_at` raises in place of that step; `stop_at` sends this process SIGTERM in it, on the last rank;
     `nan_at` lists steps whose loss is not a number. `indices` names a file that gets each step's examples. `fill_at`
     fills the disk of the file `fill` up to 64 KiB in that step; `looks_free`: the system does not say so beforehand.
+    `witness` names a file that gets each step's state on each rank: the next draw of every generator, which are seeded
+    by rank at step 1 and spoiled before a resume, and the optimiser's options and counts.
     """
     found = on_ranks(_run_in_turn, ranks, ranks, [free_port() for _ in configs], list(configs))
     return [list(ends) for ends in zip(*found, strict=True)]
 
 
-EXTRAS = ("crash_at", "stop_at", "nan_at", "indices", "fill_at", "fill", "looks_free")
+EXTRAS = ("crash_at", "stop_at", "nan_at", "indices", "fill_at", "fill", "looks_free", "witness")
 
 
 class Crash(Exception):
@@ -101,8 +103,13 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
                 file.write(json.dumps({"step": step, "indices": data.indices.tolist()}) + "\n")
         spoiled = step in extra.get("nan_at", ())
         Trainer.backward = (lambda s, b, scale: backward(s, b, scale) * float("nan")) if spoiled else backward
-        return original(self, step, data)
+        values = original(self, step, data)
+        if "witness" in extra:
+            bear_witness(self, step, f"{extra['witness']}.{rank}", rank)
+        return values
 
+    if "witness" in extra:
+        seed_generators(1000 + rank)  # a resume must not depend on what this process drew before
     usage = shutil.disk_usage
     if extra.get("looks_free"):
         shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
@@ -117,12 +124,45 @@ def _patch(extra: dict[str, Any], rank: int, ranks: int) -> Any:
     return restore
 
 
+def bear_witness(trainer: Any, step: int, path: str, rank: int) -> None:
+    """Add to a file what training itself never reads back: generators, options, counts and clocks of this rank."""
+    import json
+
+    if step == 1:
+        seed_generators(rank)
+    state = trainer.optimizer.state
+    line = {
+        "step": step,
+        "draws": draws(),
+        "options": [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups],
+        "updates": sorted({float(state[p]["step"]) for p in trainer.scorer.parameters()}),
+        "skipped": trainer.skipped,
+        "time_s": trainer.time_s,
+    }
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def fill(path: Path, leave: int = 1 << 16) -> None:
     """Write a file that leaves `leave` bytes of its disk."""
     with path.open("wb") as file:
         while (free := os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize) > leave:
             file.write(bytes(min(free - leave, 1 << 16)))
             file.flush()
+
+
+def run_here(config: dict[str, Any]) -> str:
+    """Run a config in this process, a world of one, with the keys that `run_all` takes; return how it ended."""
+    from sftlab.training.run import run
+
+    extra = {k: config[k] for k in EXTRAS if k in config}
+    restore = _patch(extra, 0, 1)
+    try:
+        return f"score {run({k: v for k, v in config.items() if k not in EXTRAS}, [])!r}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        restore()
 
 
 def measured(run_dir: Path, *prefixes: str) -> dict[tuple[int, str], Any]:

@@ -99,7 +99,7 @@ def point(
 
 
 def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]], options: dict[str, Any]) -> None:
-    """Show the script and the points; leave nothing behind but what was there."""
+    """Show the script and the points; remove what Hydra's sweeper wrote for this."""
     print(make_launcher(options).script(sweep.to_run([num for num, _, _ in points], sweep.folder.absolute() / "code")))
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
@@ -112,7 +112,7 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
 
 
 def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:
-    """Return how the points ended; None as the value of points that were queued and not waited for."""
+    """Return how the points ended. The value is None for points that were queued and not waited for."""
     console = Console(highlight=False, soft_wrap=True)
     again = come_back(sweep.folder)
     if queued:
@@ -140,7 +140,7 @@ class PointsFailed(ValueError):
 
 
 def outcome(point: Point, failed: PointsFailed | None) -> JobReturn:
-    """Return one point's end for Hydra; its value raises where the point failed."""
+    """Return one point's result for Hydra; reading its value raises if the point failed."""
     passed = point.state == "finished"
     made = JobReturn(overrides=point.overrides, working_dir=str(point.folder))
     made.status = JobStatus.COMPLETED if passed else JobStatus.FAILED

@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 
 @dataclass
 class SftlabLauncherConf:
-    """Hydra's node for it; its options are those of the `launcher` group."""
+    """Hydra's config node for this launcher, whose options are in the `launcher` group."""
 
     _target_: str = "hydra_plugins.sftlab_launcher.launcher.SftlabLauncher"
 
@@ -27,7 +27,7 @@ class SftlabLauncher(Launcher):
     """Submits points to `launcher._target_`."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Remember the sweep, and compose its points faster than Hydra does, in its own validation too."""
+        """Remember the sweep, and make Hydra compose points with the faster Composer, in its own validation too."""
         from hydra_plugins.sftlab_launcher._compose import Composer
 
         self.config = config
@@ -35,7 +35,7 @@ class SftlabLauncher(Launcher):
         hydra_context.config_loader.load_sweep_config = self.compose
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch the points and, where told to, wait for them; a failed one's return value raises."""
+        """Launch the points, and wait for them if `launcher.wait`; reading a failed point's return value raises."""
         from hydra_plugins.sftlab_launcher._compose import launch
 
         return launch(self.config, self.compose, job_overrides, initial_job_idx)

@@ -1,4 +1,4 @@
-"""The Hydra side of options from other packages: their config folders, behind sftlab's own.
+"""The Hydra side of options from other packages: it appends their config folders to sftlab's own.
 
 A package names its folder in an entry point: [project.entry-points."sftlab.options"] mine = "my_package.conf"
 """

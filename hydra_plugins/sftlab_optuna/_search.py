@@ -43,7 +43,7 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
         options["parallel_points"] = settings.parallel_trials
     launcher = make_launcher(options)
     if launcher.dry_run:
-        raise ValueError("launcher.dry_run=true: a search decides on its points as it goes, there is none to show")
+        raise ValueError("launcher.dry_run=true: a search chooses its points while it runs, so none can be shown")
     fixed, space = split(arguments)
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the overrides that every trial has, and the space: a distribution for each of the others."""
+    """Return the overrides that all trials share, and the space: a distribution for each swept override."""
     fixed: list[str] = []
     space: dict[str, Any] = {}
     for argument, parsed in zip(arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True):
@@ -80,7 +80,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def distribution(override: Override) -> Any:
-    """Return Optuna's distribution for one swept override; its values are written back as Hydra reads them."""
+    """Return Optuna's distribution for one swept override. Choices are strings in Hydra's override syntax."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()

@@ -1,6 +1,7 @@
 """The Hydra side of `sweeper=optuna`: hands the command line to the search in sftlab.sweeps.search.
 
-Hydra accepts sweepers from this namespace only, and imports this file for every command: nothing heavy at its top.
+Hydra accepts sweepers from this namespace only, and imports this file for every command, so nothing heavy is imported
+at its top.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from hydra.plugins.sweeper import Sweeper
 
 @dataclass
 class SftlabOptunaConf:
-    """Hydra's node for it; its options are those of the `sweeper` group."""
+    """Hydra's config node for this sweeper, whose options are in the `sweeper` group."""
 
     _target_: str = "hydra_plugins.sftlab_optuna.sweeper.OptunaSweeper"
 
@@ -29,7 +30,7 @@ class OptunaSweeper(Sweeper):
         self.loader = hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> float:
-        """Search; return the best score."""
+        """Run the search and return the best score."""
         from hydra_plugins.sftlab_optuna._search import search
 
         assert self.config is not None

@@ -1,4 +1,4 @@
-"""Weights into a sharded scorer, from rank 0's; and out of a checkpoint's files, as a Hugging Face folder."""
+"""Weights in and out: from rank 0 into a sharded scorer, and from a checkpoint's files to a Hugging Face folder."""
 
 import shutil
 import warnings
@@ -20,19 +20,21 @@ from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
-SIDECAR = "hf"  # in a checkpoint: what `describe` wrote, so that it can be exported from nothing else
-IN_CHECKPOINT = "model.model."  # the state's model, the scorer's model
+SIDECAR = "hf"  # folder in a checkpoint with all but the weights, so that an export needs nothing else
+IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: `model` of the state, then `model` of the scorer
 GROUP_BYTES = 4 << 30
 
 
-def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> None:
-    """Give a sharded scorer without memory the weights and buffers of the model that `load` returns, on rank 0 only.
+def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> GenerationConfig | None:
+    """Fill a sharded scorer that has no memory yet with the weights and buffers of a model that rank 0 loads.
 
-    Buffers that are not saved (rotary tables, float32) are copied too: recomputing them is where AutoModel #2549 went
-    wrong. Collective.
+    Returns that model's own generation config on rank 0, None elsewhere: the scorer's is made from the config alone.
+
+    Buffers that are not saved (rotary tables, float32) are copied too, because recomputing them went wrong in AutoModel
+    #2549. Collective.
     """
     scorer.to_empty(device=world.device)
-    scorer.model.tie_weights()  # to_empty gives a shared parameter two memories
+    scorer.model.tie_weights()  # to_empty allocates a shared parameter twice
     whole = load() if world.is_main else None
     set_model_state_dict(
         scorer.model,
@@ -44,23 +46,29 @@ def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world
         if whole is not None:
             buffer.copy_(theirs[name])
         dist.broadcast(buffer, src=0)
+    return whole.generation_config if whole is not None else None
 
 
-def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path) -> None:
-    """Write all of a Hugging Face folder but the weights: config, generation config, tokenizer."""
+def write_all_but_weights(
+    scorer: Scorer, tokenizer: Any, folder: Path, generation: GenerationConfig | None = None
+) -> None:
+    """Write a Hugging Face folder without the weights: config, generation config, tokenizer.
+
+    `generation` replaces the model's own config. It is not set on the model, where it would change a run's answers.
+    """
     scorer.model.config.save_pretrained(folder)
-    if scorer.model.generation_config is not None:
-        scorer.model.generation_config.save_pretrained(folder)
+    if generation := generation or scorer.model.generation_config:
+        generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def export(
     checkpoint: Path, folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False, shard_size: str = "5GB"
 ) -> None:
-    """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all; in one process, on the host.
+    """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all, in one process on the host.
 
-    No device sees the model and no rank is asked for anything: the files are read. Host memory is the model in `dtype`
-    and `GROUP_BYTES`. A tied weight is written once, under the name that transformers ties the other to.
+    It only reads files: no device and no other rank takes part. It needs host memory for the model in `dtype` plus
+    `GROUP_BYTES`. A tied weight is written once, under the name to which transformers ties the other.
     Raises: Damaged, naming the files, if the checkpoint is not what was written.
     """
     if wrong := manifest.damage(checkpoint):
@@ -79,14 +87,14 @@ def export(
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)  # at once: to delete it takes a while, in which it would be half there
+        folder.rename(old)  # a rename is instant; deleting takes a while, and leaves half a folder meanwhile
     partial.rename(folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the model's tensors, whole, on the host, floating-point ones in `dtype`, under transformers' names."""
+    """Return the model's whole tensors on the host, by transformers' names; floating-point tensors are in `dtype`."""
     entries = manifest.Reader(checkpoint).read_metadata().state_dict_metadata
     waiting = {
         name: entry
@@ -102,7 +110,9 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
             group[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
             num_bytes += group[name].nbytes
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # loading without process groups is intended
             load(group, storage_reader=manifest.Reader(checkpoint), planner=manifest.Planner(), no_dist=True)
         for name, value in group.items():
             weights[name.removeprefix(IN_CHECKPOINT)] = value.to(dtype) if value.is_floating_point() else value

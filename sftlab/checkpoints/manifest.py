@@ -1,7 +1,7 @@
-"""What makes a checkpoint folder whole: `checkpoint.json`, written last, with the size and checksum of each file.
+"""The manifest makes a checkpoint folder whole: `checkpoint.json`, written last, has each file's size and checksum.
 
-A folder without it is no checkpoint; one whose files differ from it is damaged, and every file that is wrong is named.
-The pickles in a folder (DCP's own `.metadata`, and small settings) are read without running what they may ask for.
+A folder without it is not a checkpoint. A folder whose files differ from it is damaged, and every wrong file is named.
+The pickles in a folder (DCP's own `.metadata`, and small settings) are read without running code they may ask for.
 """
 
 import io
@@ -41,7 +41,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def sizes_and_checksums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Return {name: [size in bytes, CRC-32]} of files as they can be read back."""
+    """Return {name: [size in bytes, CRC-32]} of files, read back from the disk."""
     return {name: [(folder / name).stat().st_size, checksum(folder / name)] for name in names}
 
 
@@ -55,7 +55,7 @@ def checksum(path: Path) -> int:
 
 
 def write_manifest(folder: Path, progress: Mapping[str, Any], files: Mapping[str, list[int]]) -> None:
-    """Complete a checkpoint. Raises: Damaged if a file is shorter than what was written into it."""
+    """Write the manifest, which completes a checkpoint. Raises: Damaged if a file is shorter than what was written."""
     for part in Reader(folder).read_metadata().storage_data.values():
         size = files.get(part.relative_path, [0])[0]
         if size < part.offset + part.length:
@@ -67,7 +67,7 @@ def write_manifest(folder: Path, progress: Mapping[str, Any], files: Mapping[str
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what `write` was given. Raises: Damaged."""
+    """Return the progress and the files of a manifest. Raises: Damaged."""
     try:
         progress = json.loads((folder / NAME).read_text())
         if not isinstance(progress["step"], int) or not isinstance(progress["files"], dict):
@@ -78,9 +78,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
-    """Return what is wrong with a checkpoint, a line for each file; every `num_parts`-th file is read.
+    """Return what is wrong with a checkpoint, one line per file; every `num_parts`-th file is read.
 
-    Reading costs 1 to 3 GB a second and brings the files into the page cache, from which they are loaded next.
+    Reading runs at 1 to 3 GB per second and brings the files into the page cache, from which they are loaded next.
     """
     try:
         files: dict[str, list[int]] = read_manifest(folder)["files"]
@@ -103,7 +103,7 @@ def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
 
 
 class Reader(FileSystemReader):
-    """DCP's reader, with an unpickler that knows DCP's own records and nothing else."""
+    """DCP's reader, with an unpickler that accepts only DCP's own records."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index of the checkpoint's tensors."""
@@ -136,17 +136,17 @@ class RecordsOnly(pickle.Unpickler):
 
 
 def member(kind: Any, name: str) -> Any:
-    """Return the member `name` of an enum. Raises: UnpicklingError if `kind` is none."""
+    """Return the member `name` of an enum. Raises: UnpicklingError if `kind` is no enum."""
     if not isinstance(kind, EnumType):
         raise pickle.UnpicklingError(f"a checkpoint's index asks for {name} of {kind!r}: it is not one of ours")
     return kind[name]
 
 
 class Planner(DefaultLoadPlanner):
-    """DCP's planner, which loads what is no tensor with weights_only=True."""
+    """DCP's planner, but it loads values that are not tensors with weights_only=True."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Put one such value in its place."""
+        """Load one such value into its place."""
         plain = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), plain)
         plain.seek(0)

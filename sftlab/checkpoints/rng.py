@@ -1,4 +1,4 @@
-"""A process's random generators, to and from text. Training draws from none; a checkpoint keeps them all the same."""
+"""A process's random generators, saved to text and restored. Training draws from none; checkpoints keep them anyway."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def state(device: torch.device) -> str:
 
 
 def restore(text: str, device: torch.device) -> None:
-    """Put the generators back to what `state` returned."""
+    """Restore the generators to the state that `state` returned."""
     found = json.loads(text)
     torch.set_rng_state(torch.tensor(list(base64.b64decode(found["torch"])), dtype=torch.uint8))
     kind, keys, *rest = found["numpy"]

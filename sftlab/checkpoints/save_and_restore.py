@@ -1,9 +1,9 @@
-"""Checkpoints: everything a run needs to go on, sharded over its ranks, complete or absent.
+"""Checkpoints: everything a run needs to resume, sharded over its ranks, complete or absent.
 
-A save copies the state to the host and returns; a thread writes it by torch.distributed.checkpoint (DCP) under a
-temporary name, reads it back for its checksums, and renames it. The thread's collectives have a gloo group of their
-own: on the group that trains, an asynchronous save hangs. A resume looks for the newest undamaged checkpoint itself;
-`latest` is a link for people. The plan needs no state beyond the step. What proves a folder whole is the manifest's.
+A save copies the state to the host and returns. A thread then writes it by torch.distributed.checkpoint (DCP) under a
+temporary name, reads it back for its checksums, and renames it. The thread's collectives have their own gloo group,
+because an asynchronous save hangs on the group that trains. A resume finds the newest undamaged checkpoint itself; the
+link `latest` is for people. The plan needs no state beyond the step. The manifest proves that a folder is whole.
 """
 
 import math
@@ -37,15 +37,15 @@ T = TypeVar("T")
 
 
 class SaveFailed(OSError):
-    """A checkpoint that could not be written, on every rank."""
+    """A checkpoint could not be written. Every rank raises it."""
 
 
 class Checkpoints:
     """The checkpoints of a run, in `folder`: the newest `keep` are kept, and the one with the lowest score.
 
-    `source` (a run's directory, or one checkpoint) is where a run begins that has none of its own; with `rewind` it
-    goes before them. `identity` must be the same in a checkpoint that is resumed (unless `anyway`); `sidecar` writes
-    what an export needs beside weights.
+    A run without its own checkpoints begins from `source` (a run's directory, or one checkpoint). With `rewind` it
+    begins there even if it has some. A checkpoint that is resumed must have the same `identity`, unless `anyway` is
+    set. `sidecar` writes what an export needs besides weights.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Checkpoints:
         self.folder, self.keep, self.world, self.say = folder, keep, world, say
         self.source, self.rewind, self.sidecar = source, rewind, sidecar
         self.identity, self.anyway = dict(identity or {}), anyway
-        self.failed: SaveFailed | None = None  # why the last save that was waited for did not succeed
+        self.failed: SaveFailed | None = None  # why the last save that was waited for failed
         self.group = dist.new_group(backend="gloo")
         cuda = world.device.type == "cuda"
         self.stager = DefaultStager(
@@ -77,7 +77,8 @@ class Checkpoints:
     def save(self, step: int, scorer: Scorer, optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of `step`. Collective: every rank calls it at the same step boundary.
 
-        Waits for the save before, whose host memory it takes. A save that fails is told by `say` and kept in `failed`.
+        It waits for the previous save, because it reuses that save's host memory. `say` reports a save that fails, and
+        `failed` keeps its error.
         """
         self.wait()
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
@@ -96,15 +97,15 @@ class Checkpoints:
             else:
                 saving.set_result(None)
 
-        thread = Thread(target=work, name="checkpoint", daemon=True)  # daemon: a lost rank must not keep us alive
+        thread = Thread(target=work, name="checkpoint", daemon=True)  # daemon: a lost rank must not keep this one alive
         thread.start()
         self.saving = thread, saving
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until nothing is being written, and the thread is over.
+        """Wait until nothing is being written and the thread has ended.
 
-        It holds references to the process groups. Left to end by itself after a crash, it was at times the last to let
-        go of them, and destroyed them in an interpreter that was gone: the rank aborted, once in 48 exits under load.
+        The thread holds references to the process groups. When nothing waited for it after a crash, it was
+        sometimes the last to drop them, after the interpreter was gone: the rank aborted, once in 48 exits under load.
         """
         saving, self.saving = self.saving, None
         if saving is None:
@@ -118,20 +119,20 @@ class Checkpoints:
             self.failed = error
 
     def close(self, timeout_s: float = 20.0) -> None:
-        """Wait for what is being written, but not for ever: another rank may be gone."""
+        """Wait for the save in progress, but at most `timeout_s`, because another rank may be gone."""
         with suppress(Exception):
             self.wait(timeout_s)
 
     def check(self, on_failed_save: str) -> None:
-        """Raise SaveFailed if the last save that was waited for failed, and a failed save is to stop the run."""
+        """Raise SaveFailed if the last save that was waited for failed and `on_failed_save` is stop."""
         if self.failed is not None and on_failed_save == "stop":
             raise self.failed
 
     def restore(self, scorer: Scorer, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Load the newest undamaged checkpoint in place and return its progress; None where there is none at all.
+        """Load the newest undamaged checkpoint in place and return its progress; None if there is none at all.
 
-        Own checkpoints of later steps are set aside: their steps will be made again. Collective.
-        Raises: ValueError if all are damaged, or of other data.
+        The run's own checkpoints of later steps are set aside, because those steps will be trained again. Collective.
+        Raises: ValueError if all are damaged, or if the chosen one is of other data.
         """
         chosen = self._choose()
         if chosen is None:
@@ -147,11 +148,11 @@ class Checkpoints:
         state: dict[str, Any] = {"model": one_name_per_tensor(scorer, model_state), "optimizer": optimizer_state}
         key = rng.key(self.world.rank)
         if f"rng.{key}" in manifest.Reader(chosen).read_metadata().state_dict_metadata:
-            state["rng"] = {key: ""}  # absent where there were fewer ranks
+            state["rng"] = {key: ""}  # absent if the saving run had fewer ranks
         load(state, storage_reader=manifest.Reader(chosen), planner=manifest.Planner())
         set_state_dict(scorer, optimizer, model_state_dict=model_state, optim_state_dict=state["optimizer"])
         for group, option in zip(optimizer.param_groups, options, strict=True):
-            group.update(option)  # the config's, where resume_despite_changes has changed them
+            group.update(option)  # the config's, which resume_despite_changes lets differ
         if "rng" in state:
             rng.restore(state["rng"][key], self.world.device)
         self.say(f"resumed from {chosen}, step {progress['step']}")
@@ -162,7 +163,7 @@ class Checkpoints:
         return manifest.complete_checkpoints(self.folder)
 
     def _choose(self) -> Path | None:
-        """Return the checkpoint to go on from, the same on every rank, every file of it checked."""
+        """Return the checkpoint to resume, the same on every rank, with every file checked."""
         candidates = self.complete()
         if self.source is not None and (self.rewind or not candidates):
             candidates = (
@@ -191,11 +192,11 @@ class Checkpoints:
             if progress.get(key) != ours and not self.anyway:
                 raise ValueError(
                     f"{chosen} was made with other {key} ({progress.get(key)} there, {ours} here): the files of "
-                    "data.path, or the tokenizer, have changed. resume_despite_changes=true goes on all the same"
+                    "data.path, or the tokenizer, have changed. resume_despite_changes=true resumes all the same"
                 )
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Write a staged state: on a thread, every rank's at the same time."""
+        """Write a staged state. This runs on a thread of every rank at the same time."""
         began_s = time.perf_counter()
         final = self.folder / f"{manifest.PREFIX}{progress['step']:08d}"
         partial = self.folder / f".{final.name}.partial"
@@ -211,7 +212,7 @@ class Checkpoints:
             if self.world.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             kept = self.complete()
-            reason = f"{'; '.join(causes(error))}; {f'{kept[-1].name} is intact' if kept else 'there is none before'}"
+            reason = f"{'; '.join(causes(error))}; {f'{kept[-1].name} is intact' if kept else 'no earlier one exists'}"
             self.say(f"step {progress['step']}: the checkpoint could not be written: {reason}")
             raise SaveFailed(f"the checkpoint of step {progress['step']} could not be written: {reason}") from error
         self.say(f"step {progress['step']}: saved in {time.perf_counter() - began_s:.1f} s")
@@ -231,11 +232,11 @@ class Checkpoints:
         return [result for result, _ in found]
 
     def _prepare(self, partial: Path, num_bytes: int) -> None:
-        for left in self.folder.glob(f".{manifest.PREFIX}*.partial"):  # of a run that was killed
+        for left in self.folder.glob(f".{manifest.PREFIX}*.partial"):  # left by a run that was killed
             shutil.rmtree(left)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if free < num_bytes:  # before filling it: metrics and logs may lie on the same disk
+        if free < num_bytes:  # fail before the disk is full: metrics and logs may be on it
             raise OSError(f"it takes {num_bytes / 2**20:,.0f} MiB, {self.folder} has {free / 2**20:,.0f} MiB left")
         partial.mkdir()
         if self.sidecar is not None:
@@ -263,14 +264,14 @@ class Checkpoints:
         best = min(scores, key=lambda p: scores[p], default=None)
         for old in newest[: -self.keep]:
             if old != best:
-                (old / manifest.NAME).unlink()  # so that a half-deleted one is never taken for whole
+                (old / manifest.NAME).unlink()  # so that a half-deleted checkpoint is never taken for whole
                 shutil.rmtree(old)
         new = self.folder / ".latest"
         try:
             new.unlink(missing_ok=True)
             new.symlink_to(final.name)
             os.replace(new, self.folder / "latest")
-        except OSError as error:  # no links on this disk, or a copy that followed them: nothing depends on it
+        except OSError as error:  # the disk has no links, or a copy followed them: nothing depends on it
             self.say(f"checkpoints/latest could not be set: {error}")
 
     def _set_aside(self, path: Path) -> None:
@@ -281,7 +282,7 @@ class Checkpoints:
 
 @contextmanager
 def one_checksum() -> Iterator[None]:
-    """Leave out torch's own checksums, which a load never checks: with ours on top 1.2 GB took 1.4 s, without 0.7."""
+    """Turn off torch's own checksums, which a load never checks: 1.2 GB took 1.4 s with both, 0.7 s with ours only."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -291,20 +292,20 @@ def one_checksum() -> Iterator[None]:
 
 
 def one_name_per_tensor(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a scorer's state, a tied tensor under one name only."""
+    """Return the entries of a scorer's state, with each tied tensor under one name only."""
     tied = {f"model.{name}" for name in scorer.model.all_tied_weights_keys}
     return {name: value for name, value in state.items() if name not in tied}
 
 
 def local_bytes(state: Any) -> int:
-    """Return the bytes of the tensors in a nested state that this rank holds."""
+    """Return how many bytes of a nested state's tensors this rank holds."""
     if isinstance(state, Mapping):
         return sum(local_bytes(v) for v in state.values())
     return local_part(state).nbytes if isinstance(state, torch.Tensor) else 0
 
 
 def causes(error: BaseException) -> list[str]:
-    """Return what went wrong in words; DCP wraps the errors of its ranks."""
+    """Return what went wrong, in words; the ranks' errors are unwrapped from DCP's."""
     if isinstance(error, CheckpointException):
         return sorted({f"{type(e).__name__}: {e}" for e, _ in error.failures.values()})
     return [str(error)]

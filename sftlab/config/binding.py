@@ -65,7 +65,7 @@ def target_of(path: str, node: Mapping[str, Any]) -> Any:
     """Return what `_target_` names. Raises: ValueError if there is no such thing, or if it lies elsewhere now."""
     target = str(node["_target_"])
     if target in MOVED:
-        raise ValueError(f"{path}._target_={target}: it lies in {MOVED[target]} now")
+        raise ValueError(f"{path}._target_={target}: it has moved to {MOVED[target]}")
     try:
         return get_object(target)
     except (ImportError, ValueError) as error:

@@ -58,16 +58,16 @@ def text_of_hydra(message: str, text: str, config_name: str) -> str:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return the message for an unknown key: which options of its group have it, or the nearest key that exists."""
     if key in KEYS:
-        return f"{key}: it is called {KEYS[key]} now"
+        return f"{key}: it is now called {KEYS[key]}"
     known = list(known)
     group, _, leaf = key.partition(".")
     keys_of = {o: keys_of_option(group, o) for o in options(group)} if leaf else {}
-    takers = [o for o, theirs in keys_of.items() if leaf.split(".")[0] in theirs]
+    takers = [o for o, theirs in keys_of.items() if leaf in theirs]
     if takers:
         names = " and ".join(f"{group}={t}" for t in takers)
         return f"{key}: the chosen {group} option has no such key; it belongs to {names}"
     known += sorted({f"{group}.{k}" for theirs in keys_of.values() for k in theirs} - set(known))
-    return f"{key}: no such key; {nearest(key, known) or 'see --cfg job for those there are'}".rstrip("; ")
+    return f"{key}: no such key; {nearest(key, known) or '--cfg job lists all keys'}".rstrip("; ")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -66,13 +66,13 @@ def options(group: str) -> list[str]:
 
 
 def keys_of_option(group: str, option: str) -> set[str]:
-    """Return the keys that an option's YAML sets for its group, those of the options it builds on included."""
+    """Return the dotted keys that the YAML of an option sets for its group, with those of the options it builds on."""
     file = next(f for folder in folders() if (f := folder / group / f"{option}.yaml").is_file())
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(body, dict)
     bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
     own = body.get(group, {}) if "@package _global_" in file.read_text() else body
-    return set(own).union(*(keys_of_option(group, base) for base in bases))
+    return set(flat(own)).union(*(keys_of_option(group, base) for base in bases))
 
 
 def offer_option(group: str, name: str, node: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FREE_TEXT = re.compile(
-    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
+    r"^(\+{0,2})((?:\S*\.)?(?:\w*path|\w*dir|vllm_python|run|resume|tokenizer|prompts|output|file))=(.*)$", re.DOTALL
 )
 
 
@@ -43,7 +43,7 @@ def refuse_point_keys(overrides: Iterable[str]) -> None:
     """Raise ValueError for an override that would move a point out of its sweep's directory."""
     for key in ("run_dir", "name"):
         if any(o.startswith(f"{key}=") and (key == "run_dir" or "," in o) for o in overrides):
-            raise ValueError(f"{key}= cannot be set in a sweep: its points lie in hydra.sweep.dir, a folder each")
+            raise ValueError(f"{key}= cannot be set in a sweep: each point has its own folder in hydra.sweep.dir")
 
 
 def point_dir(folder: Path) -> str:
@@ -56,5 +56,5 @@ def inside(name: str) -> str:
     """Return the name of a run. Raises: ValueError if a folder of that name would lie outside of its parent."""
     name = str(name)
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or name != name.strip():
-        raise ValueError(f"name={name!r} would leave its folder: a name is one folder's, without slashes")
+        raise ValueError(f"name={name!r} would leave its folder: give the name of one folder, without slashes")
     return name

@@ -22,7 +22,7 @@ from sftlab.config.overrides import GIVEN, inside, quote
 START_TIME = "SFTLAB_START_TIME"
 
 
-SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=.*)"  # these options make a command a sweep without -m
+SWEEPING = r"\+?(launcher=(?!none$).*|sweeper=(?!grid$).*)"  # these options make a command a sweep without -m
 
 
 def main(task: Callable[[Any], float | None], config_name: str) -> None:

@@ -1,1 +1,1 @@
-"""Data flows one way: source -> format -> render -> plan -> forest -> batch, one module for each word."""
+"""Data flows one way: source -> format -> render -> plan -> forest -> batch, one module per word."""

@@ -1,7 +1,7 @@
-"""Arrow files of columns made a block of rows at a time, in parallel, with a progress bar.
+"""Arrow files of columns, made one block of rows at a time, in parallel, with a progress bar.
 
-`datasets.Dataset.from_generator` does this for rows, and encodes each by itself: with it tokenising ran at 0.69 of the
-tokenizer's own rate, with blocks at 0.97. `datasets` is imported with this module, so import it late.
+`datasets.Dataset.from_generator` encodes each row separately: with it tokenising ran at 0.69 of the tokenizer's own
+rate, and with blocks at 0.97. This module imports `datasets`, so import it late.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ Blocks = Callable[..., Iterator[Mapping[str, Any]]]
 
 @dataclass
 class BlocksConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """What makes the blocks, and with which arguments: a list among them is split over the workers."""
+    """The function that makes the blocks, and its arguments; an argument that is a list is split over the workers."""
 
     features: datasets.Features | None = None
     blocks: Blocks | None = None
@@ -45,9 +45,9 @@ class BlocksBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 def build(
     blocks: Blocks, arguments: dict[str, Any], features: datasets.Features, key: str, cache: Path, workers: int
 ) -> datasets.Dataset:
-    """Return the dataset of the blocks of columns that `blocks(**arguments)` yields, from `cache` where `key` is there.
+    """Return the dataset of the column blocks that `blocks(**arguments)` yields, from `cache` if `key` is there.
 
-    Raises: what `blocks` raises.
+    Raises: whatever `blocks` raises.
     """
     builder = BlocksBuilder(
         cache_dir=str(cache), features=features, blocks=blocks, arguments=arguments, config_id=f"default-{key}"
@@ -60,6 +60,6 @@ def build(
 
 
 def lists(values: list[Any], dtype: Any) -> pa.ListArray:
-    """Return a column of lists, one a row, of these arrays."""
+    """Return a column with these arrays as lists, one per row."""
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, dtype), *values]))

@@ -1,6 +1,7 @@
-"""The batch: rows as tensors, with every prediction written out. What the scorer eats.
+"""The batch: rows as tensors, with every prediction listed. It is the scorer's input.
 
-Nothing is shifted downstream: `at` says which hidden state predicts, `target` what, `weight` how many examples ask.
+Nothing is shifted downstream: `at` says which hidden state predicts, `target` which token, `weight` how many examples
+ask for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Batch:
     num_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`; the copy does not wait where memory is pinned."""
+        """Return the batch on `device`; from pinned memory the copy does not block."""
         return self.map(lambda v: v.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -49,8 +50,8 @@ class Batch:
 def collate(rows: Sequence[Row], num_rows: int, length: int, pad_token: int = 0) -> Batch:
     """Return the batch of these rows: `num_rows` rows of `length` tokens.
 
-    A padding token reaches only itself, so no other token sees it. There is always a prediction, of weight 0 if need
-    be: the head must run in every microbatch on every rank, or FSDP's collectives hang.
+    A padding token reaches only itself, so no other token sees it. A batch without predictions gets one of weight 0,
+    because the head must run in every microbatch on every rank, or FSDP's collectives hang.
     """
     tokens = np.full((num_rows, length), pad_token, np.int64)
     position = np.zeros((num_rows, length), np.int64)

@@ -1,6 +1,6 @@
-"""The data of a run: where examples come from, what they mean, which are kept and how they are to be dealt out.
+"""The data of a run: where examples come from, what they mean, which are kept and how they are dealt out.
 
-One class is one data option; a mixture of several is another (mixture.py).
+`Data` is one data option; a mixture combines several (mixture.py).
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from sftlab.data.store import ON_ERROR, store
 class Data(DataOption):
     """One data option: a source of rows of one format, and the layout of its examples.
 
-    `val_path` names validation data of the same format; without it, `val_split` of a hub `path`, or `val_examples`
-    held out of the training data in whole prefix groups. A local path with none of these has no validation.
+    Validation data is `val_path` (of the same format), else `val_examples` held out of the training data in whole
+    prefix groups, else `val_split` of a hub `path`. A local `path` without the first two has no validation data.
     """
 
     format: Format
@@ -48,11 +48,11 @@ class Data(DataOption):
 
     @property
     def formats(self) -> Mapping[str, Format]:
-        """The formats by the source's name; here the one, without a name."""
+        """The formats by source name: one format, under the empty name."""
         return {"": self.format}
 
     def examples(self, tokenizer: Any, max_length: int) -> Splits:
-        """Return the training and the validation examples, none of more than `max_length` tokens."""
+        """Return the training and the validation examples, none longer than `max_length` tokens."""
         train, val = self.load(tokenizer)
         return train.cut(max_length, self.overlong), val.cut(max_length, self.overlong) if val is not None else None
 
@@ -62,7 +62,7 @@ class Data(DataOption):
         return self.path
 
     def load(self, tokenizer: Any, key: str = "data") -> tuple[Examples, Examples | None]:
-        """Return all training and validation examples, of whatever length; errors name keys below `key`."""
+        """Return all training and validation examples, of any length; errors name config keys below `key`."""
         path = locate(self.path)
         train = self._read(path, self.split, f"{key}.path", tokenizer, self.limit)
         if self.val_path:
@@ -78,9 +78,9 @@ class Data(DataOption):
         return Examples.of(store(source, self.format, tokenizer, limit, self.num_workers, self.on_error))
 
     def evaluated(self, tokenizer: Any, max_length: int) -> ExampleSet:
-        """Return the examples to evaluate on: the validation data, or all of a local path that has none.
+        """Return the examples to evaluate on: the validation data, or all of `path` if there is none.
 
-        Training data is read only where the validation examples are held out of it.
+        Where there is validation data, training data is read only if the validation examples are held out of it.
         """
         if self.val_examples and not self.val_path:
             val = self.examples(tokenizer, max_length)[1]

@@ -1,7 +1,7 @@
 """One tokenised example, the unit that the plan deals out and the loss weighs.
 
 An example is a whole token sequence and a mark on each token that is a target. Nothing is shifted here: `supervised[j]`
-says that token j is to be predicted (from the tokens before it), so token 0 is never supervised.
+says that token j is predicted from the tokens before it, so token 0 is never supervised.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Example:
 
     Shapes: tokens (n,) int32; supervised (n,) bool.
     `group` is equal for examples that are likely to share a long prefix (questions on one passage).
-    `num_prompt` tokens are what a generation is prompted with; `references` are the accepted answers.
+    The first `num_prompt` tokens prompt a generation; `references` are the accepted answers.
     """
 
     tokens: NDArray[np.int32]

@@ -1,4 +1,4 @@
-"""A set of examples: what the plan, the report and the evaluation ask of it, be it of one source or of a mixture."""
+"""A set of examples of one source or of a mixture: the interface for the plan, the report and the evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -49,12 +49,12 @@ class ExampleSet(Sequence[Example], ABC):
     @property
     @abstractmethod
     def num_dropped(self) -> int:
-        """How many examples were left out, for whatever reason."""
+        """How many examples were left out, for any reason."""
 
     @property
     @abstractmethod
     def num_truncated(self) -> int:
-        """How many were cut short."""
+        """How many examples were cut short."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class ExampleSet(Sequence[Example], ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """Return where in its source an example comes from, and its id where it has one of its own."""
+        """Return where in its source an example comes from, and its own id if it has one."""
 
     @abstractmethod
     def find_row(self, row: int) -> int:

@@ -1,6 +1,6 @@
-"""Examples: those of a store that are kept, cut to what the model takes, and what became of the others.
+"""Examples: those kept from a store, cut to the length that the model takes, and what became of the others.
 
-Every row of a source is kept, truncated, dropped for a reason, or skipped as unusable: all are counted and named here.
+Every row of a source is kept, truncated, dropped for a reason, or skipped as unusable. All are counted and named here.
 """
 
 import zlib
@@ -23,7 +23,7 @@ TOO_LONG, NO_TARGET = "longer than max_length", "no supervised token"
 class Examples(ExampleSet):
     """Some examples of a store, in its order, none longer than `max_length`.
 
-    `kept` are indices into the store, `dropped` those of examples left out, by reason.
+    `kept` are indices into the store; `dropped` are the indices of examples left out, by reason.
     """
 
     store: Store
@@ -53,7 +53,7 @@ class Examples(ExampleSet):
 
     @property
     def parts(self) -> Mapping[str, "Examples"]:
-        """The sources' examples by the source's name; here the one, without a name."""
+        """The examples by source name: one source, under the empty name."""
         return {"": self}
 
     def source_of(self, index: int) -> str:
@@ -85,12 +85,12 @@ class Examples(ExampleSet):
 
     @property
     def num_dropped(self) -> int:
-        """How many examples were left out, for whatever reason."""
+        """How many examples were left out, for any reason."""
         return sum(map(len, self.dropped.values()))
 
     @property
     def num_truncated(self) -> int:
-        """How many were cut short."""
+        """How many examples were cut short."""
         return len(self.truncated)
 
     @property
@@ -99,13 +99,13 @@ class Examples(ExampleSet):
         return len(self.store.skipped)
 
     def where(self, index: int) -> str:
-        """Return where in the source an example comes from, and its id where it has one of its own."""
+        """Return where in the source an example comes from, and its own id if it has one."""
         return self.store.named(int(self.kept[index]))
 
     def find_row(self, row: int) -> int:
-        """Return the index of the example made of the source's row `row`, the first being 1.
+        """Return the index of the example made from the source's row `row`, counted from 1.
 
-        Raises: ValueError that says what became of it.
+        Raises: ValueError that says what became of the row, if it gave no example.
         """
         stored = self.store.rows
         at = int(np.searchsorted(stored, row - 1))
@@ -120,7 +120,7 @@ class Examples(ExampleSet):
         raise ValueError(f"row={row} is no training example: {what}")
 
     def hold_out(self, num: int, key: str = "data") -> tuple["Examples", "Examples"]:
-        """Return (the rest, whole groups of at least `num` examples in all); whole, so that nothing leaks.
+        """Return (the rest, at least `num` held-out examples); groups are held out whole, so that nothing leaks.
 
         Raises: ValueError if nothing would be left to train on.
         """
@@ -131,15 +131,15 @@ class Examples(ExampleSet):
         if held.all():
             raise ValueError(
                 f"{key}.val_examples={num} leaves no training example of {len(self)}: whole prefix groups are held "
-                f"out, and there are {len(groups)}, the largest of {sizes.max()} examples"
+                f"out; there are {len(groups)} groups, the largest with {sizes.max()} examples"
             )
         return replace(self, kept=self.kept[~held]), replace(self, kept=self.kept[held])
 
     def cut(self, max_length: int, overlong: str) -> "Examples":
         """Return the examples with those over `max_length` tokens refused, dropped or truncated.
 
-        One that has no target, or keeps none when truncated, is dropped: it would be computed for nothing, and a step
-        of such examples would have no loss. Raises: ValueError for overlong=error, naming the longest; also if no
+        An example that has no target, or keeps none when truncated, is dropped: its computation would be wasted, and a
+        step of such examples would have no loss. Raises: ValueError for overlong=error, naming the longest; also if no
         example is left.
         """
         lengths = self.store.lengths[self.kept]
@@ -170,9 +170,10 @@ class Examples(ExampleSet):
 
 @dataclass(frozen=True)
 class MixedExamples(ExampleSet):
-    """Examples of several sources as one sequence; `part` and `member` say which example stands at each place, (n,).
+    """Examples of several sources as one sequence.
 
-    An example may stand at several places: a source of high weight is repeated.
+    Shapes: part, member (n,): the source, and the index in it, of each example.
+    An example may appear several times, because a source of high weight is repeated.
     """
 
     sources: Mapping[str, Examples]
@@ -187,7 +188,7 @@ class MixedExamples(ExampleSet):
 
     @property
     def parts(self) -> Mapping[str, Examples]:
-        """The examples of each source by its name."""
+        """The examples by source name."""
         return self.sources
 
     def source_of(self, index: int) -> str:
@@ -196,7 +197,7 @@ class MixedExamples(ExampleSet):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the sources' examples and of where they stand."""
+        """A hash of the sources' examples and of their order."""
         order = zlib.crc32(self.part.tobytes()), zlib.crc32(self.member.tobytes())
         return fingerprint(*(p.fingerprint for p in self.sources.values()), order)
 
@@ -217,7 +218,7 @@ class MixedExamples(ExampleSet):
 
     @property
     def num_truncated(self) -> int:
-        """How many were cut short."""
+        """How many examples were cut short."""
         return sum(p.num_truncated for p in self.sources.values())
 
     @property
@@ -231,7 +232,7 @@ class MixedExamples(ExampleSet):
         return f"{name}: {self.sources[name].where(int(self.member[index]))}"
 
     def find_row(self, row: int) -> int:
-        """Return the index of an example by its number in the epoch, the first being 1: the sources count their own."""
+        """Return the index of an example by its number in the epoch, counted from 1. Sources number their own rows."""
         if not 1 <= row <= len(self):
             raise ValueError(f"row={row}: the mixture has examples 1 to {len(self)}")
         return row - 1

@@ -1,9 +1,9 @@
-"""The forest: how the examples of a step lie in rows. Layout only; it changes no number beyond rounding.
+"""The forest: how the examples of a step lie in rows. It is layout only: results change by no more than rounding.
 
 A row holds prefix trees laid out depth first. `reach[j]` says where the subtree of token j ends, and token i attends to
 token j exactly when `j <= i < reach[j]`; `position` is the depth. A path from a root to a token is one example's text,
-so tokens that examples have in common are computed once. A document alone is a tree without branches.
-Source: Tree Training, https://arxiv.org/abs/2511.00413; one integer per token for the mask is ours.
+so tokens that examples have in common are computed once. A single document is a tree without branches.
+Source: Tree Training, https://arxiv.org/abs/2511.00413; the mask of one integer per token is ours.
 """
 
 from bisect import bisect_left, insort
@@ -18,7 +18,7 @@ from sftlab.data.example import Example
 LAYOUTS = ("tree", "packed", "padded")
 
 # Neighbours that share fewer tokens than this are packed as separate units: the few tokens saved (a BOS, a common
-# opening word) are worth less than the freedom to fill rows well. Inside a row everything shared is shared.
+# opening word) are worth less than the freedom to fill rows well. Inside a row, every common prefix is shared.
 MIN_SHARED_TOKENS = 16
 
 
@@ -47,7 +47,7 @@ class Row:
 
 
 def lay_out(examples: Sequence[Example], layout: str, row_length: int, num_ranks: int = 1) -> list[Row]:
-    """Return rows of at most `row_length` tokens that hold every example once; `num_ranks` as for `pack`.
+    """Return rows of at most `row_length` tokens that hold every example once; `pack` explains `num_ranks`.
 
     Raises: ValueError for an unknown layout, or an example longer than a row (names its id and length).
     """
@@ -61,8 +61,8 @@ def lay_out(examples: Sequence[Example], layout: str, row_length: int, num_ranks
         return [row([[examples[i]] for i in members]) for members in bins]
     if layout == "tree":
         units = shared_units(examples, row_length)
-        # What all begin with (a BOS, a common word) takes room once a row: counted for each, a row of GSM8K ended 2 %
-        # short of full. Units are in the order of their tokens, so the first and the last have in common what all have.
+        # Count the common prefix (a BOS, a common word) once per row: counted per unit, it left a row of GSM8K 2 %
+        # short of full. Units are sorted by their tokens, so the first and the last share exactly what all share.
         common = common_prefix(units[0][0][0].tokens, units[-1][0][-1].tokens) if units else 0
         bins = pack([size - common for _, size in units], row_length - common, num_ranks)
         return [row([sorted((e for i in members for e in units[i][0]), key=sort_key)]) for members in bins]
@@ -72,8 +72,9 @@ def lay_out(examples: Sequence[Example], layout: str, row_length: int, num_ranks
 def row(trees: Sequence[Sequence[Example]]) -> Row:
     """Return the row of these trees, each a list of examples in lexicographic order of their tokens.
 
-    A prediction is a token of the tree that some example supervises: it is made at the token's parent, and weighs as
-    many as supervise it. A branch point so has several predictions, and a shared answer token one, of higher weight.
+    Each token that some example supervises is one prediction, made at the token's parent. Its weight is the number of
+    examples that supervise it. So a branch point may have several predictions, and a shared answer token has one of
+    higher weight.
     """
     length = sum(len(e) for tree in trees for e in tree)  # an upper bound; sharing makes it shorter
     tokens, position, parent, reach = (np.empty(length, np.int32) for _ in range(4))
@@ -108,7 +109,7 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
 
 
 def shared_units(examples: Sequence[Example], row_length: int) -> list[tuple[list[Example], int]]:
-    """Return (examples, tokens after sharing) of units that are worth keeping in one row, each of which fits a row."""
+    """Return (examples, tokens after sharing) per unit: its examples are worth keeping in one row, and fit in one."""
     units: list[tuple[list[Example], int]] = []
     previous = np.empty(0, np.int32)
     for e in sorted(examples, key=sort_key):
@@ -122,7 +123,7 @@ def shared_units(examples: Sequence[Example], row_length: int) -> list[tuple[lis
 
 
 def sort_key(e: Example) -> bytes:
-    """Bytes that sort as the token sequences do (big-endian, so that byte order is token order)."""
+    """Return bytes that sort as the token sequences do (big-endian, so that byte order is token order)."""
     return e.tokens.astype(">u4").tobytes()
 
 
@@ -134,13 +135,14 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 
 def pack(sizes: Sequence[int], capacity: int, num_ranks: int) -> list[list[int]]:
-    """Return bins of item indices, each at most `capacity` in size: the fewest; for several ranks as many for each.
+    """Return bins of item indices, each at most `capacity` in size, and as few as `best_fit` finds.
 
-    Of as many bins for each, those whose largest is the smallest: the slowest rank sets the pace.
+    For several ranks the number of bins may rise to the next multiple of `num_ranks`. Within that number, the largest
+    bin is made as small as possible, because the slowest rank sets the pace.
     """
     bins = best_fit(sizes, capacity)
     if num_ranks == 1 or not bins:
-        return bins  # full rows and one that is not: of even ones each would be padded to a fixed length
+        return bins  # full rows and one short row: if rows were even, each would be padded to a fixed length
     most = -(-len(bins) // num_ranks) * num_ranks
     low, high = max(sizes), capacity
     while low < high:
@@ -171,10 +173,10 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def assign_to_ranks(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Return each rank's rows, by index: similar total cost, and at most ceil(rows / ranks) of them a rank.
+    """Return the row indices of each rank: similar total cost, and at most ceil(rows / ranks) rows per rank.
 
-    Longest first to the least loaded rank. The cap keeps the number of microbatches, which must be equal on all ranks
-    or collectives hang, as low as it can be.
+    The longest rows are assigned first, each to the least loaded rank. All ranks must run the same number of
+    microbatches, or collectives hang; the cap keeps that number as low as possible.
     """
     most = -(-len(costs) // num_ranks)
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]

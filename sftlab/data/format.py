@@ -1,7 +1,7 @@
-"""Formats: what a row of a source means. From a row to text with the part to be learned marked, no tokens yet.
+"""Formats: what a row of a source means. A format turns a row into text and marks the part to learn.
 
-A format is one file in `formats/` and one YAML, or anyone's own class by `_target_`. It returns a `Text`, whose wording
-is its own, or a `Conversation`, which the chat template words.
+A format is one file in `formats/` and one YAML, or your own class by `_target_`. It returns a `Text`, which it words
+itself, or a `Conversation`, which the chat template words.
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +14,9 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and the completion that is learned, joined as they stand; the renderer adds BOS and end-of-text.
+    """A prompt and the completion that is learned, joined unchanged; the renderer adds BOS and end-of-text.
 
-    `group` is the text that examples worth computing together begin with; `references` are the accepted answers.
+    `group` is equal for examples that are worth computing together; `references` are the accepted answers.
     """
 
     prompt: str
@@ -28,9 +28,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages as chat templates take them (`role`, `content`, perhaps `tool_calls`), the first no assistant's.
+    """Messages as chat templates take them (`role`, `content`, perhaps `tool_calls`). The first is not the assistant's.
 
-    `supervised` are the indices of the assistant messages that are learned, in order. The other fields are `Text`'s.
+    `supervised` are the indices of the assistant messages that are learned, in order. Other fields are as in `Text`.
     """
 
     messages: tuple[Fields, ...]
@@ -44,7 +44,7 @@ class Conversation:
 class Format(ABC):
     """Read rows of one kind. Subclasses are frozen dataclasses: their repr and `version` key the cache of tokens.
 
-    One that returns conversations says so (`converses`), and may name a file with the chat template to use.
+    A format that returns conversations sets `converses`, and may name a file with the chat template to use.
     """
 
     version: ClassVar[int] = 1
@@ -56,9 +56,9 @@ class Format(ABC):
         """Return the text of a row. Raises: ValueError that says what is wrong with the row (the caller says where)."""
 
     def prompt_text(self, fields: Fields) -> str:
-        """Return the prompt of a row as inference has it; formats override it to do without the answer.
+        """Return the prompt of a row as inference sees it. A format overrides this to need no answer.
 
-        Raises: ValueError for a conversation, whose wording is the chat template's.
+        Raises: ValueError for a conversation, because the chat template words it.
         """
         text = self.to_text(fields)
         if isinstance(text, Conversation):
@@ -66,18 +66,18 @@ class Format(ABC):
         return text.prompt
 
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
-        """Return the scores of a generated answer, each from 0 to 1: here, whether it is one of the references."""
+        """Return the scores of a generated answer, each from 0 to 1; by default, whether it is a reference."""
         return {"exact_match": float(answer.strip() in [r.strip() for r in references])}
 
     def rows(self, document: Any) -> list[Fields]:
-        """Return the rows of a whole JSON document; a list is its rows."""
+        """Return the rows of a whole JSON document; by default it must be a list of them."""
         if isinstance(document, list):
             return document
-        raise ValueError("expected a JSON list of rows, or one JSON object a line (.jsonl)")
+        raise ValueError("expected a JSON list of rows, or one JSON object per line (.jsonl)")
 
 
 def field(fields: Fields, name: str) -> Any:
-    """Return a field. Raises: ValueError that names it and those there are."""
+    """Return a field. Raises: ValueError that names it and the fields that exist."""
     if name not in fields:
         raise ValueError(f"no field {name!r}; it has {', '.join(map(repr, fields)) or 'none'}")
     return fields[name]
@@ -92,7 +92,7 @@ def text_field(fields: Fields, name: str) -> str:
 
 
 def learned_field(fields: Fields, name: str) -> str:
-    """Return a field of text that is to be learned. Raises: ValueError also where it is blank."""
+    """Return a text field that is to be learned. Raises: ValueError also if it is blank."""
     value = text_field(fields, name)
     if not value.strip():
         raise ValueError(f"field {name!r} is empty: there is nothing to learn")
@@ -100,6 +100,6 @@ def learned_field(fields: Fields, name: str) -> str:
 
 
 def id_field(fields: Fields) -> str | None:
-    """Return the row's own id, None where it has none."""
+    """Return the row's own id, or None if it has none."""
     value = fields.get("id")
     return None if value is None else str(value)

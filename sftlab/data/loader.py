@@ -1,8 +1,8 @@
 """The loader: step k as this rank's microbatches, laid out ahead of the device on a thread.
 
-Every rank lays out the whole step, a pure function, and takes its share: nothing is sent, and all know the step's
-number of targets, the loss's denominator, before the first forward. A thread, not processes: the work is a few
-milliseconds of numpy, and forked workers would inherit signal handlers and collectives.
+Laying out is a pure function: every rank lays out the whole step and takes its share. So nothing is sent, and all ranks
+know the step's number of targets, the loss's denominator, before the first forward. A thread is enough, because the
+work is a few milliseconds of numpy; forked workers would inherit signal handlers and collectives.
 """
 
 from collections import deque
@@ -18,15 +18,15 @@ from sftlab.data.forest import assign_to_ranks, lay_out
 from sftlab.data.plan import IntArray, Plan
 
 AHEAD = 2  # steps laid out in advance
-NUM_LENGTHS = 8  # of rows, at most, where shapes are compiled
+NUM_LENGTHS = 8  # how many row lengths to aim for where shapes are compiled
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step as one rank sees it: its microbatches, and sums over all ranks.
 
-    `num_targets` is the sum of all weights; `num_tokens` go through the model, padding included; `num_effective_tokens`
-    are what the same examples would have been, one row each; `num_nodes` are tokens without padding, `pairs`
+    `num_targets` is the sum of all weights. `num_tokens` counts tokens that go through the model, with padding;
+    `num_nodes` counts them without. `num_effective_tokens` is what the examples have at one row each, unpadded. `pairs`
     counts (token, token it attends to).
     """
 
@@ -46,8 +46,8 @@ class Step:
 class RowLayout:
     """How the examples of a step become microbatches: the layout's settings and this rank's place.
 
-    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of NUM_LENGTHS lengths, so that what
-    is compiled for them is compiled so many times and no more.
+    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of NUM_LENGTHS lengths, so that code is
+    compiled for no more shapes than that.
     """
 
     layout: str
@@ -60,7 +60,7 @@ class RowLayout:
     pin_memory: bool = False
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
-        """Return the step of these examples; every rank gets the same number of microbatches, some perhaps empty."""
+        """Return the step of these examples; every rank gets the same number of microbatches; some may be empty."""
         rows = lay_out(examples, self.layout, self.row_length, self.num_ranks)
         shares = assign_to_ranks([len(r) for r in rows], self.num_ranks)
         per = self.rows_per_microbatch
@@ -69,7 +69,7 @@ class RowLayout:
         shapes: list[tuple[int, int]] = []
         mine: list[Batch] = []
         for rank, share in enumerate(shares):
-            share = sorted(share, key=lambda i: -len(rows[i]))  # rows of one microbatch are of like length
+            share = sorted(share, key=lambda i: -len(rows[i]))  # a microbatch gets rows of similar length
             for m in range(num_microbatches):
                 chosen = [rows[i] for i in share[m * per : (m + 1) * per]]
                 num_rows = per if self.fixed_shapes else max(1, len(chosen))
@@ -92,13 +92,13 @@ class RowLayout:
 
 
 def round_up(n: int, multiple: int) -> int:
-    """Return the least multiple of `multiple` that is at least n, and at least one of it."""
+    """Return the smallest positive multiple of `multiple` that is at least n."""
     return max(1, -(-n // multiple)) * multiple
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Steps of a plan over examples, arranged for this rank. `lengths`, where known, saves reading every example."""
+    """Steps of a plan over examples, arranged for this rank. `lengths`, if given, saves reading every example."""
 
     examples: Sequence[Example]
     plan: Plan
@@ -111,9 +111,9 @@ class Loader:
         return self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
 
     def largest(self, most: int = 4) -> Batch:
-        """Return the largest microbatch of the steps of an epoch that look largest: most tokens, longest example.
+        """Return the largest microbatch among the steps of an epoch with the most tokens or the longest examples.
 
-        Laying out every step would be exact, and take 7 s for SQuAD at each start.
+        Lays out `most` steps of each kind. Laying out every step would be exact, but take 7 s for SQuAD at each start.
         """
         lengths = np.array([len(e) for e in self.examples]) if self.lengths is None else self.lengths
         steps = range(1, self.plan.steps_per_epoch + 1)

@@ -1,8 +1,8 @@
 """A mixture of sources: how many examples of each make up an epoch.
 
-Exact and deterministic: an epoch holds every example of every source at least once, and the sources in the proportion
-of their weights to within one example. So the source that its weight holds back most is met once an epoch, and the
-others are repeated; nothing is left out, and what is met does not depend on the epoch.
+The counts are exact and deterministic. An epoch holds every example of every source at least once, and the sources are
+in proportion to their weights to within one example. So the source that is largest for its weight appears once per
+epoch, and the others are repeated. Nothing is left out, and every epoch holds the same examples.
 """
 
 import math
@@ -22,7 +22,7 @@ from sftlab.data.plan import shuffled
 
 @dataclass(frozen=True)
 class Mixture(DataOption):
-    """Several data options as one. `weights` by the source's name; none: every source once, whole.
+    """Several data options as one. `weights` are by source name; without them every source appears once, whole.
 
     From each source only location and format are used; the mixture decides how examples lie in rows.
     """
@@ -33,7 +33,7 @@ class Mixture(DataOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sources:
-            raise ValueError("data.sources is empty: a mixture needs one source at least")
+            raise ValueError("data.sources is empty: a mixture needs at least one source")
         for name, weight in (self.weights or {}).items():
             if name not in self.sources:
                 raise ValueError(f"data.weights.{name}: there is no such source; there are {', '.join(self.sources)}")
@@ -44,12 +44,12 @@ class Mixture(DataOption):
 
     @property
     def used(self) -> Mapping[str, Data]:
-        """The sources that are drawn from; one of weight 0 is not even read."""
+        """The sources that are drawn from; a source of weight 0 is not read at all."""
         return {n: s for n, s in self.sources.items() if not self.weights or self.weights.get(n, 0) > 0}
 
     @property
     def formats(self) -> Mapping[str, Format]:
-        """The formats by the name of the source."""
+        """The formats by source name."""
         return {name: source.format for name, source in self.used.items()}
 
     @property
@@ -58,7 +58,7 @@ class Mixture(DataOption):
         return ", ".join(source.path for source in self.sources.values())
 
     def examples(self, tokenizer: Any, max_length: int) -> Splits:
-        """Return the training and the validation examples; the latter are every source's, each once."""
+        """Return the training and the validation examples; the latter hold those of every source once."""
         train: dict[str, Examples] = {}
         val: dict[str, Examples] = {}
         for name, source in self.used.items():
@@ -91,9 +91,9 @@ def join(parts: Mapping[str, Examples], weights: list[float] | None) -> MixedExa
 
 
 def quotas(sizes: list[int], weights: list[float]) -> list[int]:
-    """Return how often each source is drawn from in an epoch: at least its size, in proportion to the weights.
+    """Return how many examples an epoch draws from each source: at least its size, in proportion to the weights.
 
-    Rounded by largest remainder, so that every count is within one of the exact proportion and all add up.
+    Counts are rounded by largest remainder, so that each is within one of the exact proportion and all add up.
     """
     shares = [w / sum(weights) for w in weights]
     total = max(math.ceil(size / share - 1e-9) for size, share in zip(sizes, shares, strict=True))
@@ -106,7 +106,7 @@ def quotas(sizes: list[int], weights: list[float]) -> list[int]:
 
 
 def draw(size: int, count: int) -> Array:
-    """Return `count` indices of `size` examples, each as often as any other or once more, in the source's order."""
+    """Return `count` indices of `size` examples, in the source's order; how often they appear differs by at most 1."""
     whole, rest = divmod(count, size)
     extra = np.sort(shuffled(size, 0, 0)[:rest])
     return np.sort(np.concatenate([np.tile(np.arange(size), whole), extra]), kind="stable")

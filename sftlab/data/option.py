@@ -1,4 +1,4 @@
-"""What a data option is: the one abstract thing that a run, a preview and an evaluation know of their data."""
+"""The data option: the abstract class through which a run, a preview and an evaluation use their data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Splits = tuple[ExampleSet, ExampleSet | None]
 
 @dataclass(frozen=True, kw_only=True)
 class DataOption(ABC):
-    """How examples lie in rows and which are kept; where they come from is the subclass's."""
+    """How examples lie in rows and which are kept. A subclass says where they come from."""
 
     max_length: int | None = None
     overlong: str = "error"
@@ -31,7 +31,7 @@ class DataOption(ABC):
     @property
     @abstractmethod
     def formats(self) -> Mapping[str, Format]:
-        """The formats by the name of the source; the name of a single source is empty."""
+        """The formats by source name; the name of a single source is empty."""
 
     @property
     @abstractmethod
@@ -40,7 +40,7 @@ class DataOption(ABC):
 
     @abstractmethod
     def examples(self, tokenizer: Any, max_length: int) -> Splits:
-        """Return the training and the validation examples, none of more than `max_length` tokens.
+        """Return the training and the validation examples, none longer than `max_length` tokens.
 
         The tokenizer must be prepared for the formats (template.prepare_tokenizer).
         """
@@ -56,6 +56,6 @@ class DataOption(ABC):
 
 
 def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError for a value that is none of those known."""
+    """Raise ValueError if `value` is not one of `known`."""
     if value not in known:
         raise ValueError(f"data.{key}={value}: expected one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Data on the terminal: examples in colour, a row as the forest it is, the report. For people, never parsed."""
+"""Data on the terminal: examples in colour, a row drawn as a forest, the report. People read it; nothing parses it."""
 
 import json
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ from sftlab.data.report import Account, Finding, Report, exceptions, layout
 
 SUPERVISED = "bold black on green"
 SPECIAL = "magenta"
-SHOWN_CHARS = 600  # of one stretch of text between supervised tokens, and
-SHOWN_BRANCH = 110  # of one branch of a forest; what lies between beginning and end is left out
+SHOWN_CHARS = 600  # per run of tokens of one kind in an example; the middle of a longer run is left out
+SHOWN_BRANCH = 110  # the same for a branch of a forest
 FOREST_LINES = 40
 
 
@@ -42,7 +42,7 @@ class Painter:
         self.console.print(Panel(text, title=escape(title), title_align="left", border_style="dim"))
 
     def tokens(self, tokens: NDArray[Any], supervised: NDArray[np.bool_], most: int) -> Text:
-        """Return tokens as text: runs of like kind in one style, long ones shortened in the middle."""
+        """Return tokens as text: one style per run of tokens of one kind; runs over `most` characters are shortened."""
         special = np.isin(tokens, self.special)
         kind = supervised * 2 + special
         cuts = np.flatnonzero(np.diff(kind)) + 1
@@ -61,14 +61,14 @@ class Painter:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def forest(self, loader: Loader, step: int) -> None:
-        """Draw the row of a step that holds the most examples for its tokens."""
+        """Draw the row of a step that holds the most examples per token."""
         row_layout = loader.row_layout
         examples = [loader.examples[int(i)] for i in loader.plan.examples(step)]
         rows = lay_out(examples, row_layout.layout, row_layout.row_length)
         row = max(rows, key=lambda r: r.num_examples / len(r))
-        alone = int((row.position[row.reach == np.arange(1, len(row) + 1)] + 1).sum())
+        alone = sum(map(len, row.paths))
         title = (
-            f"step {step}, a row of its {len(rows)}: {row.num_examples} examples, {alone:,} tokens in rows of their "
+            f"step {step}, one of its {len(rows)} rows: {row.num_examples} examples, {alone:,} tokens in rows of their "
             f"own, {len(row):,} here, {int(row.weight.sum())} supervised"
         )
         tree = Tree(Text(title, style="bold"), guide_style="dim")
@@ -138,23 +138,23 @@ class Painter:
 
 
 def special_ids(tokenizer: Any) -> Iterable[int]:
-    """Return the ids of added tokens that are special, those without a role of their own included."""
+    """Return the ids of all special added tokens, including those without a role such as BOS."""
     return (int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def shorten(text: str, most: int) -> str:
-    """Return the text, its middle left out where it is longer than `most` characters."""
+    """Return the text; if it is longer than `most` characters, its middle is left out."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def segments(row: Row) -> list[tuple[int, int]]:
-    """Return (start, stop) of the stretches of a row without a branch: one token's only child follows it."""
+    """Return (start, stop) of each unbranched stretch of a row: the next token is each token's only child."""
     starts = np.flatnonzero(np.r_[True, (row.position[1:] != row.position[:-1] + 1) | (np.diff(row.reach) != 0)])
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(row)], strict=True))
 
 
 def predicted(row: Row) -> NDArray[np.int64]:
-    """Return the row index of the token that each prediction of a row is of: its target among the children of `at`."""
+    """Return the row index of each prediction's target token: the child of token `at` that equals `target`."""
     children: dict[tuple[int, int], int] = {}
     path = np.full(int(row.position.max()) + 1, -1)
     for i, (token, depth) in enumerate(zip(row.tokens.tolist(), row.position.tolist(), strict=True)):
@@ -165,7 +165,7 @@ def predicted(row: Row) -> NDArray[np.int64]:
 
 
 def write_examples(path: Path, examples: ExampleSet, tokenizer: Any) -> None:
-    """Write one JSON line for every training example, in source order."""
+    """Write one JSON line per training example, in source order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for e in examples:

@@ -1,8 +1,8 @@
 """The plan: which examples make up optimiser step k.
 
-A pure function of the examples' order and groups, seed, batch size, `shuffle` and `group_by_prefix`; never of ranks,
-accumulation, packing or hardware. So a run resumed on other hardware goes on with the same mathematics, and nothing is
-replayed to find the place: step k is computed, not iterated to. What the examples look like in rows is the forest's.
+It is a pure function of the examples' order and groups, seed, batch size, `shuffle` and `group_by_prefix`. It never
+depends on ranks, accumulation, packing or hardware, so a run resumed on other hardware continues with the same
+mathematics. Step k is computed directly, so a resume replays nothing. The forest lays the examples out in rows.
 """
 
 from array import array
@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 def hash64(*parts: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return a 64-bit hash of the parts, element by element (splitmix64, chained).
 
-    Written out because it must give the same order for ever; numpy's generators may change between releases (NEP 19).
+    Written out because the order must never change; numpy's generators may change between releases (NEP 19).
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
     state = np.zeros(1, np.uint64)
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Every example once; the last step of an epoch may be short."""
+        """Number of steps that deal every example once; the last step of an epoch may be short."""
         return -(-len(self.groups) // self.batch_size)
 
     def examples(self, step: int) -> IntArray:
@@ -65,10 +65,10 @@ class Plan:
         return self.order(epoch)[window * self.batch_size : (window + 1) * self.batch_size]
 
     def order(self, epoch: int) -> IntArray:
-        """Return all example indices in the order of `epoch`; cut every `batch_size` it gives the steps."""
+        """Return all example indices in the order of `epoch`; every `batch_size` of them in turn make a step."""
         orders: dict[int, IntArray] = object.__getattribute__(self, "_orders")
         if epoch not in orders:
-            while len(orders) > 1:  # the epoch being trained and the one being prefetched
+            while len(orders) > 1:  # keep the epoch being trained and the one being prefetched
                 orders.pop(next(iter(orders)))
             orders[epoch] = self._order(epoch)
         return orders[epoch]
@@ -81,15 +81,15 @@ class Plan:
         groups = self.groups[order]
         by_group = np.argsort(groups, kind="stable")  # members of a group side by side, in this epoch's order
         begins = np.flatnonzero(np.diff(groups[by_group], prepend=groups[by_group[0]] - 1))
-        # A group larger than half a step (all rows of one system prompt) is dealt out in pieces, or steps would be of
-        # one kind only.
+        # A group larger than half a step (all rows of one system prompt) is dealt in pieces, or whole steps would
+        # consist of that group.
         piece = max(1, self.batch_size // 2)
         sizes = np.diff(begins, append=num)
         pieces = -(-sizes // piece)
         within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         starts = np.repeat(begins, pieces) + within * piece
         lengths = np.diff(starts, append=num)
-        # In the order in which their first member comes; drawn anew if shuffled, or large groups would come first.
+        # Order the pieces by their first member. If shuffled, shuffle them again, or large groups come first.
         dealt = np.argsort(by_group[starts], kind="stable")
         if self.shuffle:
             dealt = dealt[shuffled(len(dealt), self.seed, epoch)]
@@ -102,11 +102,11 @@ class Plan:
 def pack_groups(
     starts: IntArray, lengths: IntArray, batch_size: int, look_ahead: int = 64
 ) -> tuple[IntArray, IntArray]:
-    """Return (starts, lengths) of the same groups in an order in which few are cut at a multiple of `batch_size`.
+    """Return (starts, lengths) of the same groups, ordered so that few are cut at a multiple of `batch_size`.
 
-    A step takes the next group and those of the `look_ahead` after it that fill it exactly. Where none do, it takes
-    what fits, and the next group is cut, its rest opening the following step. With SQuAD's sizes none is cut in steps
-    of 32, 6 % in steps of 16.
+    A step takes the next group, and others of the next `look_ahead` that fill the step exactly with it. If none do, it
+    takes the groups that fit and cuts the next one, whose rest opens the following step. With SQuAD's sizes no group is
+    cut in steps of 32, and 6 % are cut in steps of 16.
     """
     waiting: list[tuple[int, int]] = []
     out_starts, out_lengths = array("q"), array("q")
@@ -132,7 +132,7 @@ def pack_groups(
 
 
 def exact_fill(sizes: Sequence[int], room: int) -> list[int]:
-    """Return indices, the first item's among them, whose sizes add up to `room`; none if there are none such.
+    """Return indices, including the first item's, whose sizes add up to `room`; an empty list if impossible.
 
     Bit n of `sums[i]` says whether n is the sum of the first item and some of the next i.
     """
@@ -153,7 +153,7 @@ def exact_fill(sizes: Sequence[int], room: int) -> list[int]:
 
 
 def first_fit(sizes: Sequence[int], room: int) -> list[int]:
-    """Return the indices of items taken in order, each that still fits."""
+    """Return the indices of the items that still fit, taken in order."""
     chosen = []
     for i, size in enumerate(sizes):
         if size <= room:

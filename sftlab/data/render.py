@@ -1,8 +1,8 @@
-"""Rendering: from what a row says to tokens with the targets marked. One mechanism for text and conversations.
+"""Rendering: turns a row's text or conversation into tokens with the targets marked, by one mechanism for both.
 
-Everything becomes one text and the spans of characters in it that are learned. The text is tokenised whole, as
-inference will see it joined, and the spans are found on its tokens: a token that holds any character of a span is
-supervised, so a merge across a boundary masks nothing of the answer. One BOS; the end of the text is supervised.
+Every row becomes one text and the spans of its characters that are learned. The text is tokenised whole, because
+inference sees it joined. A token that holds any character of a span is supervised, so a merge across a boundary masks
+nothing of the answer. Each example has one BOS, and the end of its text is supervised.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from sftlab.data.template import ChatTemplate, Span, leading_special
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text and its learned spans, whether the tokenizer's BOS goes before it and its end-of-text token after it."""
+    """A text and its learned spans. `begin` adds the tokenizer's BOS to it, `end` its end-of-text token."""
 
     source: Text | Conversation
     text: str
@@ -43,8 +43,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.eos = int(tokenizer.eos_token_id)
         self.begin = leading_special(tokenizer)
-        # Without the post-processor: it adds special tokens, which we do ourselves, and for byte-level tokenizers
-        # leaves the space out of a word's offsets, which are then not where the token begins.
+        # The post-processor adds special tokens, which we add ourselves. In byte-level tokenizers it also leaves the
+        # space out of a word's offsets, which then do not say where the token begins.
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.post_processor = None
         self.backend.no_padding()
@@ -58,10 +58,10 @@ class Renderer:
             return Rendered(source, text, [(len(source.prompt), len(text))], begin=True, end=True)
         self._template = self._template or ChatTemplate(self.tokenizer)
         text, spans, end = self._template.render(source)
-        return Rendered(source, text, spans, begin=False, end=end)  # the template has the BOS (template.prepare)
+        return Rendered(source, text, spans, begin=False, end=end)  # the template has the BOS (prepare_tokenizer)
 
     def examples(self, rendered: Sequence[Rendered], wheres: Sequence[str]) -> list[Example]:
-        """Return the examples of these texts; `wheres` name the rows that have no id of their own."""
+        """Return the examples of these texts; a row without an id is named by its entry in `wheres`."""
         encodings = self.backend.encode_batch([r.text for r in rendered], add_special_tokens=False)
         return [self._example(r, e, w) for r, e, w in zip(rendered, encodings, wheres, strict=True)]
 
@@ -89,7 +89,7 @@ class Renderer:
 
 
 def tokens_of(encoding: Any, start: int, stop: int, num_chars: int, num_tokens: int) -> tuple[int, int]:
-    """Return (first, last + 1) of the tokens that hold a character of text[start:stop], merges across it included."""
+    """Return (first, last + 1) of the tokens that hold a character of text[start:stop], including merges across it."""
     first = first_token(encoding, start, stop, num_tokens)
     last = first_token(encoding, stop, num_chars, num_tokens)
     if last < num_tokens and encoding.token_to_chars(last)[0] < stop:
@@ -100,7 +100,7 @@ def tokens_of(encoding: Any, start: int, stop: int, num_chars: int, num_tokens: 
 def first_token(encoding: Any, start: int, stop: int, num_tokens: int) -> int:
     """Return the first token that holds a character of text[start:stop]; `num_tokens` if none does.
 
-    Characters without a token are stepped over: a normaliser may have dropped them.
+    Characters without a token are skipped, because a normaliser may have dropped them.
     """
     for character in range(start, stop):
         token = encoding.char_to_token(character)

@@ -1,7 +1,7 @@
-"""The report: what became of every row, and what the layout makes of the examples. Shown by preview and at each start.
+"""The report: what became of every row, and how the layout arranges the examples. Preview and every start show it.
 
-Counts come from the store's columns, so that a start costs milliseconds; what sharing and packing save is measured by
-laying steps out, all of them or the first few.
+Counts come from the store's columns, so that they cost a start only milliseconds. The saving by sharing and packing is
+measured: all steps, or the first few, are laid out.
 """
 
 import json
@@ -17,13 +17,13 @@ from sftlab.data.examples import Examples
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
 
-NAMED = 5  # examples named for each thing that a report counts
-BARS = 12  # of a histogram
+NAMED = 5  # examples named per finding
+BARS = 12  # per histogram, at most
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How many rows something holds for, and some of them by name."""
+    """How many rows a finding concerns, and some of them by name."""
 
     count: int
     examples: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the rows of one source: `rows` were read, of which `kept` are trained or validated on."""
+    """What became of the rows of one source: `rows` were read, and `kept` of them are trained or validated on."""
 
     rows: int
     kept: int
@@ -65,7 +65,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What a layout made of the examples of some steps. `tokens` would be one row an example, `nodes` are left."""
+    """How a layout arranged the examples of some steps.
+
+    `tokens` counts tokens at one row per example, `nodes` those left after sharing, `padded` those with padding.
+    """
 
     steps: int
     examples: int
@@ -77,13 +80,13 @@ class Arrangement:
 
     @property
     def fill(self) -> float:
-        """The share of the tokens that go through the model that are not padding."""
+        """The share of the model's input tokens that are not padding."""
         return self.nodes / self.padded
 
 
 @dataclass(frozen=True)
 class Report:
-    """The accounts by split and source, the overlap of the splits, and the layout's work."""
+    """The accounts by split and source, the overlap of the splits, and the arrangement of the examples."""
 
     accounts: dict[str, dict[str, Account]]
     overlap: Finding
@@ -104,7 +107,7 @@ def report(
     row_layout: RowLayout,
     max_steps: int | None = None,
 ) -> Report:
-    """Return the report; `max_steps` bounds the steps that are laid out for it (None: an epoch)."""
+    """Return the report; `max_steps` limits the steps that are laid out for it (None: one epoch)."""
     splits: dict[str, Mapping[str, Examples]] = {"training": train.parts}
     if val is not None:
         splits["validation"] = val.parts
@@ -113,7 +116,7 @@ def report(
     saved = None
     if plan.group_by_prefix:
         plain = arranged(train, replace(plan, group_by_prefix=False), row_layout, steps)
-        # Of other examples, where not the whole epoch was laid out: so per token.
+        # A partial epoch covers different examples, so compare per token.
         saved = round(arrangement.tokens * plain.nodes / plain.tokens) - arrangement.nodes
     return Report(
         accounts={split: {n: Account.of(p) for n, p in parts.items()} for split, parts in splits.items()},
@@ -126,7 +129,7 @@ def report(
 
 
 def arranged(examples: ExampleSet, plan: Plan, row_layout: RowLayout, steps: int) -> Arrangement:
-    """Lay out the first steps of an epoch and return what came of it."""
+    """Return the arrangement of the first `steps` steps of an epoch."""
     loader = Loader(examples, plan, replace(row_layout, pin_memory=False))
     made = [loader.step(step) for step in range(1, steps + 1)]
     return Arrangement(
@@ -151,12 +154,12 @@ def supervised(part: Examples) -> Array:
 
 
 def find(part: Examples, at: Array) -> Finding:
-    """Return the finding that names examples of a store by source row and own id."""
+    """Return the finding on the examples `at` of a store, named by source row and own id."""
     return Finding(len(at), [part.store.named(int(i)) for i in at[:NAMED]])
 
 
 def overlap(train: ExampleSet, val: ExampleSet | None) -> Finding:
-    """Return the validation examples that are training examples too, token for token."""
+    """Return the validation examples that equal a training example token for token."""
     if val is None:
         return Finding(0)
     known = np.concatenate([p.store.digests[p.kept] for p in train.parts.values()])
@@ -178,7 +181,7 @@ def histogram(values: Array) -> dict[str, int]:
 
 
 def short(found: Report) -> dict[str, str]:
-    """Return the report in a few lines, as facts of a run."""
+    """Return the report as a few lines by name, for a run's list of facts."""
     lines: dict[str, str] = {}
     for split, accounts in found.accounts.items():
         for name, a in accounts.items():
@@ -191,7 +194,7 @@ def short(found: Report) -> dict[str, str]:
 
 
 def exceptions(a: Account) -> list[str]:
-    """Return what is to be said of an account beyond rows read and kept."""
+    """Return the counts of an account besides rows read and kept, in words; zeros are left out."""
     counts: Sequence[tuple[int, str]] = [
         (a.skipped.count, "skipped"),
         *((f.count, f"dropped ({reason})") for reason, f in a.dropped.items()),
@@ -204,10 +207,10 @@ def exceptions(a: Account) -> list[str]:
 
 
 def layout(found: Report) -> str:
-    """Return in a line what sharing and packing make of the tokens."""
+    """Return one line on how sharing and packing reduce the tokens."""
     a = found.arrangement
     line = (
-        f"{a.tokens / a.examples:,.1f} tokens an example become {a.nodes / a.examples:,.1f} in {a.rows:,} rows, "
+        f"{a.tokens / a.examples:,.1f} tokens per example become {a.nodes / a.examples:,.1f} in {a.rows:,} rows, "
         f"{a.fill:.1%} full (first {a.steps:,} steps)"
     )
     if found.saved_by_grouping is not None:
@@ -216,7 +219,7 @@ def layout(found: Report) -> str:
 
 
 def write_skipped(path: Path, splits: Sequence[ExampleSet | None]) -> None:
-    """Write one JSON line for each row that was skipped; no file if there is none."""
+    """Write one JSON line per skipped row; write no file if there is none."""
     parts = [part for split in splits if split is not None for part in split.parts.values()]
     rows: list[dict[str, Any]] = [asdict(s) for s in {s: None for part in parts for s in part.store.skipped}]
     if rows:

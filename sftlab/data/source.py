@@ -1,7 +1,7 @@
-"""Sources: where rows come from. A hub id or local files, read in place, a range of rows at a time.
+"""Sources: where rows come from. A source is a hub id or local files, read in place, one range of rows at a time.
 
-A source knows how many rows it has, what they hash to and how to read any range of them, so that workers can share the
-reading. What a row means is the format's.
+It knows how many rows it has, their hash and how to read any range of them, so that workers can share the reading. The
+format says what a row means.
 """
 
 import csv
@@ -44,16 +44,16 @@ class Source(ABC):
 
     @abstractmethod
     def where(self, row: int) -> str:
-        """Return the name of a row, the first being 0, for messages: file and line, or file and number."""
+        """Return the name of a row, counted from 0, for messages: file and line, or file and number."""
 
     @abstractmethod
     def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
-        """Yield rows start to stop; for one that cannot be read, the error that says why."""
+        """Yield rows `start` to `stop`; in place of a row that cannot be read, the error that says why."""
 
 
 @dataclass(frozen=True)
 class Lines(Source):
-    """JSON objects, one a line. `offsets` are the lines that hold more than white space: (n, 2), number and byte."""
+    """JSON objects, one per line. `offsets`, (n, 2), are the number and first byte of each line that is not blank."""
 
     name: str
     fingerprint: str
@@ -61,7 +61,7 @@ class Lines(Source):
 
     @classmethod
     def open(cls, path: Path) -> "Lines":
-        """Index the lines of a file, in one pass that also hashes it."""
+        """Return the lines of a file, indexed in one pass that also hashes it."""
         digest, offsets, offset = hashlib.blake2b(digest_size=16), array("q"), 0
         with _open(path) as file:
             for number, line in enumerate(file, 1):
@@ -75,11 +75,11 @@ class Lines(Source):
         return len(self.offsets)
 
     def where(self, row: int) -> str:
-        """File and line."""
+        """Return file and line."""
         return f"{self.name}:{self.offsets[row, 0]}"
 
     def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
-        """Yield rows, found by their bytes."""
+        """Yield rows, found by their byte offsets."""
         stop = min(stop, len(self))
         if start >= stop:
             return
@@ -94,21 +94,21 @@ class Lines(Source):
 
 @dataclass(frozen=True)
 class Table(Source):
-    """Rows of a `datasets.Dataset`: from the hub, Parquet or CSV; memory-mapped."""
+    """Memory-mapped rows of a `datasets.Dataset`, from the hub, Parquet or CSV."""
 
     name: str
     dataset: Any
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """The dataset's own."""
+        """The dataset's own fingerprint."""
         return str(self.dataset._fingerprint)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def where(self, row: int) -> str:
-        """Name and number, the first being 1."""
+        """Return name and row number, counted from 1."""
         return f"{self.name} row {row + 1}"
 
     def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
@@ -120,7 +120,7 @@ class Table(Source):
 
 @dataclass(frozen=True)
 class Document(Source):
-    """The rows of one JSON document, which is read whole."""
+    """The rows of one JSON document, which is read as a whole."""
 
     name: str
     fingerprint: str
@@ -130,7 +130,7 @@ class Document(Source):
         return len(self.rows)
 
     def where(self, row: int) -> str:
-        """Name and number, the first being 1."""
+        """Return name and row number, counted from 1."""
         return f"{self.name} row {row + 1}"
 
     def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
@@ -141,21 +141,21 @@ class Document(Source):
 
 @dataclass(frozen=True)
 class Several(Source):
-    """Sources one after the other: the files of a folder or glob."""
+    """Several sources in sequence: the files of a folder or glob."""
 
     name: str
     parts: Sequence[Source]
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """A hash of the parts' own."""
+        """A hash of the parts' fingerprints."""
         return hashlib.blake2b(" ".join(p.fingerprint for p in self.parts).encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def where(self, row: int) -> str:
-        """As the part says."""
+        """Return the name that the part gives the row."""
         for part in self.parts:
             if row < len(part):
                 return part.where(row)
@@ -178,10 +178,10 @@ def open_source(
     subset: str | None = None,
     revision: str | None = None,
 ) -> Source:
-    """Return the source at a local path, else that of the hub id; `rows_of` finds the rows in a JSON document.
+    """Return the source at a local path, else of a hub id; `rows_of` finds the rows in a JSON document.
 
-    `key` is what named `path`, for messages. Raises: FileNotFoundError, ValueError or ConnectionError, with what to
-    type instead.
+    `key` is the config key of `path`, for messages. Raises: FileNotFoundError, ValueError or ConnectionError, which say
+    what to type instead.
     """
     local = Path(path).expanduser()
     if local.is_file():
@@ -201,12 +201,12 @@ def open_source(
 
 
 def is_local(path: str) -> bool:
-    """Return whether a data path is a file, folder or glob here."""
+    """Return whether a data path is a local file, folder or glob."""
     return Path(path).expanduser().exists() or re.search(r"[*?\[]", path) is not None
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix that says what a file holds, .gz left out."""
+    """Return the suffix that says what a file holds, without .gz."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
@@ -230,9 +230,9 @@ def _open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
 
 
 def _as_text(path: Path, separator: str) -> dict[str, Any]:
-    """Return the options with which a CSV file's text stays text.
+    """Return the options that keep the cells of a CSV file as text.
 
-    By itself pandas makes numbers of a column of digits, and nothing of "NA" and of empty cells.
+    By default pandas turns a column of digits into numbers, and "NA" and empty cells into missing values.
     """
     import datasets
 
@@ -254,7 +254,7 @@ def _open_json(path: Path, rows_of: RowsOf) -> Source:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: this is not UTF-8 ({error})") from None
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object a line in spite of the name
+        if error.msg == "Extra data":  # one object per line, despite its name
             return Lines.open(path)
         raise ValueError(f"{path}: this is not JSON ({error})") from None
     try:
@@ -278,7 +278,7 @@ def _not_an_object(row: Any) -> str:
 
 
 def _load(name: str, key: str, subset: str | None = None, shown: str | None = None, **options: Any) -> Any:
-    """`datasets.load_dataset`, with errors that say what can be done."""
+    """Return what `datasets.load_dataset` returns; errors say what can be done."""
     import datasets
 
     from sftlab.common.hub import explain

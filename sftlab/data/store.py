@@ -1,7 +1,7 @@
 """The store: tokenised examples as memory-mapped Arrow, built once and shared by every rank on the machine.
 
-Keyed by the rows' content, the tokenizer and the format's version, so that a second start tokenises nothing and a
-change of any of them is never overlooked. Host memory is the page cache's: a further rank adds almost nothing.
+The cache key covers the rows' content, the tokenizer and the format's version. So a second start tokenises nothing, and
+a change of any of them is never overlooked. The data lies in the page cache: a further rank adds almost no host memory.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from sftlab.data.format import Format
 from sftlab.data.render import Rendered, Renderer, bytes_hash
 from sftlab.data.source import Source
 
-VERSION = 3  # of the columns below and of the renderer: raise it when either changes what is stored
-BLOCK = 1000  # rows tokenised at a time, and the least worth a worker of its own
+VERSION = 3  # raise it when the columns below or the renderer change what is stored
+BLOCK = 1000  # rows tokenised at a time, and the fewest worth another worker
 ON_ERROR = ("raise", "skip")
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that gave no example: where it stands, and why."""
+    """A row that gave no example: where it is, and why."""
 
     where: str
     reason: str
@@ -41,9 +41,9 @@ def store(
     num_workers: int | None = None,
     on_error: str = "raise",
 ) -> "Store":
-    """Return the examples of the first `limit` rows of `source`, from the cache where they are there.
+    """Return the examples of the first `limit` rows of `source`, from the cache if they are there.
 
-    Raises: ValueError that names file and row for a row that cannot be used, unless they are to be skipped.
+    Raises: ValueError that names file and row if a row cannot be used, unless on_error=skip.
     """
     import datasets
     from filelock import FileLock
@@ -80,7 +80,7 @@ def store(
 
 
 def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
-    """Return `parts` ranges of nearly equal length: one worker reads one, from its beginning to its end."""
+    """Return `parts` ranges of nearly equal length; each worker reads one, from beginning to end."""
     ends = [num_rows * i // parts for i in range(parts + 1)]
     return list(pairwise(ends))
 
@@ -88,7 +88,7 @@ def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
 def _tokenised(
     ranges: list[tuple[int, int]], source: Source, format: Format, tokenizer: Any, on_error: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each block of rows. The list `ranges` is what datasets splits over workers."""
+    """Yield the columns of each block of rows. `datasets` splits the list `ranges` over the workers."""
     renderer = Renderer(tokenizer)
     for start, stop in ranges:
         rows = source.read_rows(start, stop)
@@ -109,7 +109,7 @@ def _tokenised(
             yield columns(
                 [*examples, *[NOTHING] * len(bad)],
                 rows=[number for number, _ in [*good, *bad]],
-                # Of a row without an id of its own nothing is stored: the same rows may lie in another file next time.
+                # Don't store ids for rows that have none: the same rows may be in another file next time.
                 id=[*(None if r.source.id is None else str(r.source.id) for _, r in good), *[None] * len(bad)],
                 error=[*[None] * len(good), *(reason for _, reason in bad)],
             )
@@ -119,7 +119,7 @@ NOTHING = Example(np.empty(0, np.int32), np.empty(0, bool), "")
 
 
 def columns(examples: list[Example], rows: list[int], **more: list[str | None]) -> dict[str, Any]:
-    """Return what is stored of the examples of the source's rows `rows`, a value each."""
+    """Return the stored columns of examples from the source's rows `rows`, one value per example."""
     from sftlab.data.arrow import lists
 
     return {
@@ -137,7 +137,7 @@ def columns(examples: list[Example], rows: list[int], **more: list[str | None]) 
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return a hash of what the parts print as."""
+    """Return a hash of the parts' `repr`."""
     return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
 
 
@@ -149,8 +149,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
 class Store(Sequence[Example]):
     """Examples read straight from Arrow buffers, without copies of the token columns.
 
-    `groups`, `lengths`, `num_supervised`, `ends`, `rows` and `digests` are a number an example, (n,). Rows that were
-    skipped are in `skipped`, and no examples.
+    `groups`, `lengths`, `num_supervised`, `ends`, `rows` and `digests` are one number per example, (n,). Skipped rows
+    are in `skipped` and are not examples.
     """
 
     def __init__(self, dataset: Any, fingerprint: str, source: Source) -> None:
@@ -192,12 +192,12 @@ class Store(Sequence[Example]):
         return self.source.where(int(self.rows[index]))
 
     def named(self, index: int) -> str:
-        """Return where in the source an example comes from, and its id where it has one of its own."""
+        """Return where in the source an example comes from, and its own id if it has one."""
         where, own = self.where(index), self[index].id
         return where if own == where else f"{where} (id {own})"
 
     def _chunk(self, at: int) -> tuple[Any, int]:
-        """Return the record batch that holds stored row `at`, and where in it."""
+        """Return the record batch that holds stored row `at`, and the row's index in it."""
         k = int(np.searchsorted(self._starts, at, side="right")) - 1
         return self._chunks[k], at - int(self._starts[k])
 
@@ -211,7 +211,7 @@ class Store(Sequence[Example]):
 
 
 def valid(column: Any) -> list[int]:
-    """Return where an Arrow column is not null."""
+    """Return the indices at which an Arrow column is not null."""
     if column.null_count == len(column):
         return []
     return [int(i) for i in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))]

@@ -1,8 +1,8 @@
-"""Chat templates: from a conversation to its text, with the characters of the learned turns.
+"""Chat templates: turn a conversation into text, and find the characters of the learned turns.
 
-A turn is learned from the first character that the model writes (the role header is the prompt's) to its end-of-turn
-token, which is learned too. A template with `{% generation %}` marks its turns; for any other they are found by
-rendering: the prompt's rendering says where a turn begins, and one with the turn replaced by a mark where it ends.
+A turn is learned from the first character that the model writes to its end-of-turn token, which is learned too. The
+role header belongs to the prompt. A template with `{% generation %}` marks its turns. For other templates, rendering
+the prompt shows where a turn begins, and rendering with the turn replaced by a mark shows where it ends.
 """
 
 import re
@@ -41,7 +41,7 @@ class ChatTemplate:
     def render(self, conversation: Conversation) -> tuple[str, list[Span], bool]:
         """Return (text, spans of the learned turns in it, whether end-of-text is missing after the last).
 
-        The text ends where the last learned turn does: what follows would be computed for nothing.
+        The text ends with the last learned turn, because computing what follows would be wasted.
         Raises: ValueError if the template fails, or rewrites a turn so that it cannot be found.
         """
         messages, tools = conversation.messages, conversation.tools
@@ -73,7 +73,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self.tokenizer.special_tokens_map,
             )
-        except Exception as error:  # whatever a template does, it is this row's
+        except Exception as error:  # a template may raise anything: report it as this row's error
             raise ValueError(f"the chat template fails: {type(error).__name__}: {error}") from error
         return texts[0], spans[0] if marks else None
 
@@ -81,8 +81,8 @@ class ChatTemplate:
         spoken = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if len(spans) != len(spoken):
             raise ValueError(
-                f"the chat template marks {len(spans)} turns with {{% generation %}}, the conversation has "
-                f"{len(spoken)} of the assistant"
+                f"the chat template marks {len(spans)} turns with {{% generation %}}, but the conversation has "
+                f"{len(spoken)} assistant turns"
             )
         return dict(zip(spoken, spans, strict=True))
 
@@ -91,7 +91,7 @@ class ChatTemplate:
         other, _ = self._text([*messages[:i], marked(messages[i]), *messages[i + 1 :]], tools)
         before, _, _ = other.partition(MARK)
         _, mark, after = other.rpartition(MARK)
-        if messages[i].get("tool_calls"):  # the mark stands there as a string; numbers and no arguments have no quotes
+        if messages[i].get("tool_calls"):  # the mark is quoted there; numbers and empty arguments are not
             before, after = before.rstrip(QUOTES), after.lstrip(QUOTES)
         if not mark or not text.endswith(after) or not text.startswith(before):
             raise ValueError(
@@ -102,9 +102,9 @@ class ChatTemplate:
         if self.has_prompt or text[:start][-1:].isspace():
             try:
                 prompt, _ = self._text(messages[:i], tools, prompt=True)
-            except ValueError:  # it may not take a conversation that ends there
+            except ValueError:  # a template may refuse a conversation that ends there
                 prompt = text
-            # Without a generation prompt what lies between is a header, unless it is space: Llama 2 writes that itself.
+            # Without a generation prompt, the text between is a header, unless it is space: Llama 2 writes that itself.
             if (
                 text.startswith(prompt)
                 and prompt != text
@@ -114,10 +114,10 @@ class ChatTemplate:
         return start, max(start, len(text) - len(after))
 
     def _to_end_of_turn(self, text: str, start: int, stop: int, messages: Sequence[Fields], i: int) -> tuple[int, bool]:
-        """Return where the turn stops, its end-of-turn token included, and whether it has one."""
+        """Return where the turn stops, including its end-of-turn token, and whether it has one."""
         for match in self.ends.finditer(text, start, stop):
             if not text[match.end() : stop].strip():
-                return match.end(), True  # already inside the mark; white space after it is never generated
+                return match.end(), True  # already in the turn's span; white space after it is never generated
         following = str(messages[i + 1].get("content") or "").strip() if i + 1 < len(messages) else ""
         bound = text.find(following, stop) if following else -1
         end = self.ends.search(text, stop, bound if bound >= 0 else len(text))
@@ -126,7 +126,7 @@ class ChatTemplate:
         return (len(text.rstrip()) if messages[i].get("tool_calls") and i + 1 == len(messages) else stop), False
 
     def _end_of_turn(self) -> str:
-        """Return what the template puts after an assistant's words; empty where nothing, or where it cannot be told."""
+        """Return what the template puts after an assistant's words; empty if nothing, or if the template fails."""
         try:
             text, _ = self._text([{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}], None)
         except ValueError:
@@ -143,7 +143,7 @@ class ChatTemplate:
 
 
 def marked(message: Fields) -> dict[str, Any]:
-    """Return an assistant message whose words, and the arguments of its last tool call, are the mark."""
+    """Return an assistant message with the mark as its words, or as the arguments of its last tool call."""
     out = {key: value for key, value in message.items() if key not in ("reasoning_content", "reasoning", "thinking")}
     calls = [dict(c) for c in message.get("tool_calls") or ()]
     if calls:
@@ -153,10 +153,10 @@ def marked(message: Fields) -> dict[str, Any]:
 
 
 def prepare_tokenizer(tokenizer: Any, formats: Sequence[Format]) -> None:
-    """Give the tokenizer what conversations of these formats need, so that the exported one serves as it was trained.
+    """Set up the tokenizer for conversations of these formats, so that the exported one serves the model as trained.
 
-    Its chat template becomes the format's, where that names one, with the BOS that the tokenizer adds to other text;
-    its end-of-text token becomes the template's end-of-turn token, where that is a single one.
+    Its chat template becomes the format's, if the format names one. The template gets the BOS that the tokenizer adds
+    to other text. The end-of-text token becomes the template's end-of-turn token, if that is a single token.
     """
     paths = {f.template_path for f in formats if f.converses}
     if not paths:

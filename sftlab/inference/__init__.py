@@ -1,1 +1,1 @@
-"""A trained model that answers: loaded from what `run=` names, prompted, decoded."""
+"""Inference with a trained model: find what `run=` names, load it, prompt it, decode its answers."""

@@ -1,4 +1,4 @@
-"""Chat: a conversation in the terminal, the answer shown as it is made."""
+"""Chat: a conversation in the terminal. Answers are shown while they are generated."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from sftlab.inference.loaded_model import LoadedModel
 def stream(
     loaded: LoadedModel, messages: list[dict[str, str]], decoding: DecodingSettings, show: Callable[[str], None]
 ) -> str:
-    """Return the assistant's next turn, its words given to `show` as soon as they are whole."""
+    """Return the assistant's next turn; pass its words to `show` as soon as they are complete."""
     streamer = Streamer(loaded.tokenizer, show)
     prompt = loaded.encode_chat(messages)
     ends = loaded.turn_ends()
@@ -23,7 +23,7 @@ def stream(
 
 
 class Streamer(TextStreamer):  # type: ignore[misc]
-    """transformers' detokeniser of a stream (words appear when they are whole), with the text given to `show`."""
+    """The streaming detokeniser of transformers, which passes each word to `show` when it is complete."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_special_tokens=True)
@@ -36,7 +36,7 @@ class Streamer(TextStreamer):  # type: ignore[misc]
         self.put(torch.tensor([token]))
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand on text that will not change any more."""
+        """Show text that will not change any more."""
         self.show(text)
 
 
@@ -48,7 +48,7 @@ def opening(system: str | None) -> list[dict[str, str]]:
 def converse(
     loaded: LoadedModel, lines: Iterable[str], decoding: DecodingSettings, first: Sequence[dict[str, str]]
 ) -> None:
-    """Answer each line until there is no more; `/new` goes back to the first messages, `/exit` ends."""
+    """Answer each line until there are no more; `/new` restarts from the first messages, `/exit` ends."""
     messages = list(first)
     for line in lines:
         if line.strip() == "/exit":
@@ -68,7 +68,7 @@ def converse(
 
 
 def typed() -> Iterable[str]:
-    """Yield the lines that a person types, or those of a pipe, without a prompt."""
+    """Yield the non-empty lines that a person types at a prompt, or that come from a pipe."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")

@@ -1,8 +1,8 @@
-"""Decoding: prompts to continuations, in forest rows. Prompts that share a prefix share its computation and its cache.
+"""Decode prompts in forest rows. Prompts that share a prefix share its computation and its cache.
 
-A row holds the prefix tree of some prompts; each prompt's continuation is a branch that grows from its last token, by
-the training rows' own rule (data/forest.py), with one key-value cache a row. A prompt that shares nothing is a row of
-its own: then this is an ordinary padded batch. Which tokens to ask for, and what they mean, is the callers'.
+A row holds the prefix tree of some prompts, with one key-value cache per row. The continuation of a prompt is a branch
+that grows from its last token, by the rule of training rows (data/forest.py). A prompt that shares nothing gets a row
+of its own, as in an ordinary padded batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +24,16 @@ from sftlab.models.scorer import Scorer
 
 Prompt = NDArray[np.int32]
 OnToken = Callable[[int, int], None]
-RowOf = tuple[Row, list[int]]  # a row, and which examples its paths are
+RowOf = tuple[Row, list[int]]  # a row, and the index of each path's example
 
-ROW_TOKENS = 1024  # of prompts laid in one row; attention's mask is dense, so a longer row costs more than it shares
+ROW_TOKENS = 1024  # tokens of prompts per row; the mask is dense, so a longer row costs more than it shares
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
-    """How to decode. Greedy at temperature 0; `top_k` and `top_p` narrow what is sampled from (0 and 1: all).
+    """How to decode. Temperature 0 is greedy; `top_k` and `top_p` limit the tokens to sample from (0 and 1: all).
 
-    A sample depends on `seed`, the prompt's number and the step only, never on what it is batched with.
+    The noise of a sample depends only on `seed`, the prompt's number and the step, never on the rest of the batch.
     """
 
     max_new_tokens: int = 256
@@ -63,10 +63,10 @@ def decode(
     numbers: Sequence[int] | None = None,
     on_token: OnToken | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (index, new tokens without the ending one) of each prompt, a batch of like shape at a time.
+    """Yield (index, new tokens without the ending one) of each prompt, one batch of similar shape at a time.
 
-    `ends` are the tokens that end a text; `numbers` are what the prompts are called in sampling (default: their index);
-    `on_token` is told of every token as it is chosen.
+    `ends` are the tokens that end a text. `numbers` identify the prompts in sampling (default: their index).
+    `on_token` is called with every new token as it is chosen.
     Raises: ValueError for a prompt that leaves no room in the model's context.
     """
     longest = scorer.model.config.get_text_config().max_position_embeddings
@@ -87,7 +87,7 @@ def decode(
 
 
 def batches(examples: Sequence[Example], batch_size: int, share_prefixes: bool) -> Iterator[list[RowOf]]:
-    """Yield batches of rows of like shape, each of `batch_size` examples at most; a row comes with their indices."""
+    """Yield batches of rows of similar shape, with at most `batch_size` examples; a row comes with their indices."""
     number = {id(e): i for i, e in enumerate(examples)}
     units = [[e] for e in examples]
     if share_prefixes:
@@ -106,9 +106,9 @@ def batches(examples: Sequence[Example], batch_size: int, share_prefixes: bool) 
 
 @dataclass
 class Slots:
-    """Where the continuations of a batch of rows stand: slot s of row r grows prompt `index[r, s]`.
+    """The state of the continuations of a batch of rows: slot s of row r grows prompt `index[r, s]`.
 
-    Shapes: index (R, S), -1 where a slot has ended or never was; position (R, S) of its newest token; sees (R, S, K),
+    Shapes: index (R, S), -1 where a slot has ended or is unused; position (R, S) of its newest token; sees (R, S, K),
     which of the cache's columns it attends to; column_position (R, K).
     """
 
@@ -130,9 +130,9 @@ class Slots:
         return cls(index, forest.position.gather(1, at), sees, forest.position), at
 
     def drop_ended(self, tokens: NDArray[np.int64], cache: DynamicCache) -> NDArray[np.int64]:
-        """Leave out slots that have ended, and rows once half of them have; return the tokens of the rest."""
+        """Drop slots that have ended, and ended rows once they are half of all; return the tokens of the rest."""
         rows = np.flatnonzero((self.index >= 0).any(1))
-        if len(rows) <= len(self.index) // 2:  # copying the cache costs about a step: worth it where half of it goes
+        if len(rows) <= len(self.index) // 2:  # copying the cache costs about one step, so do it when half of it goes
             rest = torch.from_numpy(rows).to(self.sees.device)
             cache.batch_select_indices(rest)
             self.position, self.sees = self.position[rest], self.sees[rest]
@@ -146,7 +146,7 @@ class Slots:
         return np.take_along_axis(tokens, kept, 1)
 
     def advance(self) -> None:
-        """Add a column for the next token of each slot, which sees its own and no other's."""
+        """Add one column per slot for its next token. A slot sees its own new column and no other."""
         num_rows, width = self.index.shape
         own = torch.eye(width, dtype=torch.bool, device=self.sees.device).expand(num_rows, -1, -1)
         self.position = self.position + 1
@@ -222,7 +222,7 @@ class Grower:
                 logits = TopKLogitsWarper(decoding.top_k)(None, logits)
             if decoding.top_p < 1:
                 logits = TopPLogitsWarper(decoding.top_p)(None, logits)
-            # argmax of p / noise is a draw from p when the noise is exponential; one generator for each token drawn.
+            # If the noise is exponential, argmax of p / noise is a draw from p. Each drawn token has its own generator.
             seeds = [int(hash64(decoding.seed, self.numbers[i], len(out[i]))[0] >> 1) for i in index]
             noise = [
                 torch.empty(logits.shape[1]).exponential_(generator=torch.Generator().manual_seed(s)) for s in seeds

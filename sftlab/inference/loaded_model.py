@@ -1,6 +1,6 @@
-"""LoadedModel: a trained model with its tokenizer, loaded to answer texts. What generate and evaluate start from.
+"""A trained model with its tokenizer, loaded for inference. generate, evaluate and serve use it.
 
-Text becomes tokens as it did in training: one BOS where the tokenizer adds one, never two, and no end-of-text.
+Text is tokenised as in training: with one BOS if the tokenizer adds one, never two, and without end-of-text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A scorer for loaded, its tokenizer and the tokens that end a text."""
+    """A scorer for inference, its tokenizer, and the tokens that end a text."""
 
     scorer: Scorer
     tokenizer: Any
@@ -29,7 +29,7 @@ class LoadedModel:
 
     @classmethod
     def load(cls, trained: TrainedModel, device: torch.device, tokenizer: Any = None) -> "LoadedModel":
-        """Return a trained model on `device`, in the dtype that runs there compute in; `tokenizer` replaces its own."""
+        """Return a trained model on `device`, in the default compute dtype there; `tokenizer` replaces its own."""
         tokenizer = tokenizer or trained.load_tokenizer()
         model = trained.load_model(device, compute_dtype("auto", device))
         check_vocabulary(model.config, tokenizer)
@@ -42,10 +42,10 @@ class LoadedModel:
         """Return the tokens of a prompt that is taken literally."""
         ids = self.tokenizer(text)["input_ids"]
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if len(ids) > 1 and ids[0] == ids[1] == bos:  # the text has one, and the tokenizer added another
+        if len(ids) > 1 and ids[0] == ids[1] == bos:  # the text has a BOS, and the tokenizer added another
             ids = ids[1:]
         if len(ids) > 1 and ids[-1] == eos and self.tokenizer("a")["input_ids"][-1] == eos:
-            ids = ids[:-1]  # a tokenizer that ends every text, as the renderer too takes off
+            ids = ids[:-1]  # this tokenizer ends every text; the renderer removes that as well
         return np.array(ids, np.int32)
 
     def encode_chat(self, messages: Messages) -> Prompt:

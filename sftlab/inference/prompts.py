@@ -1,4 +1,4 @@
-"""Prompts: rows of a file to what the model is asked, and its answers to a file that can be gone on with."""
+"""Read prompts from the rows of a file; write the answers to a file that a later command can continue."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from sftlab.inference.loaded_model import LoadedModel
 
 @dataclass(frozen=True)
 class Request:
-    """What the model is asked: text as it is shown, tokens as they are fed, and whether it is a turn of a chat."""
+    """One prompt: its text for people, its tokens for the model, and whether it is a turn of a chat."""
 
     text: str
     tokens: Prompt
@@ -23,7 +23,7 @@ class Request:
 
 
 def request(loaded: LoadedModel, fields: Fields, format: Format | None) -> Request:
-    """Return what a row asks: its `prompt` as it stands, its `messages`, or the run's text format filled in.
+    """Return the request of a row: its `prompt` unchanged, its `messages`, or the run's text format filled in.
 
     Raises: ValueError if it holds none of these.
     """
@@ -31,7 +31,7 @@ def request(loaded: LoadedModel, fields: Fields, format: Format | None) -> Reque
         return Request(fields["prompt"], loaded.encode(fields["prompt"]))
     if isinstance(fields.get("messages"), list):
         messages = fields["messages"]
-        if messages and messages[-1].get("role") == "assistant":  # the answer to be found, as in training data
+        if messages and messages[-1].get("role") == "assistant":  # the answer to find, as in training data
             messages = messages[:-1]
         return Request(json.dumps(messages, ensure_ascii=False), loaded.encode_chat(messages), chat=True)
     if format is None:
@@ -41,7 +41,7 @@ def request(loaded: LoadedModel, fields: Fields, format: Format | None) -> Reque
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
-    """Yield (where, row) of a prompts file: JSON objects of a .jsonl, else one prompt a line; no empty lines."""
+    """Yield (where, row) of a prompts file: JSON objects of a .jsonl, else one prompt per non-empty line."""
     if not path.is_file():
         raise FileNotFoundError(f"prompts={path}: no such file")
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -60,7 +60,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
 
 
 def read_requests(loaded: LoadedModel, path: Path, format: Format | None) -> list[Request]:
-    """Return what the rows of a prompts file ask. Raises: ValueError that names the row at fault."""
+    """Return the requests of a prompts file. Raises: ValueError that names the row at fault."""
     requests = []
     for where, fields in read_rows(path):
         try:
@@ -75,10 +75,10 @@ def read_requests(loaded: LoadedModel, path: Path, format: Format | None) -> lis
 def answer_file(
     loaded: LoadedModel, requests: Sequence[Request], output: Path, decoding: DecodingSettings, settings: Any
 ) -> int:
-    """Write an answer to every request, one JSON object a line, and return how many were already there.
+    """Return how many answers `output` already held; write the others, one JSON object per line.
 
-    Each batch is written as it is done, the whole in the order of the requests at the end.
-    Raises: ValueError if `output` holds answers to other prompts, or made with other `settings`.
+    Each batch is appended when it is done. At the end the file is rewritten in the order of the requests.
+    Raises: ValueError if `output` holds answers to other prompts, or answers made with other `settings`.
     """
     done = answered(output, requests, settings)
     todo = [i for i in range(len(requests)) if i not in done]
@@ -115,7 +115,7 @@ def answered(output: Path, requests: Sequence[Request], settings: Any) -> dict[i
         same = False
     if not same:
         raise ValueError(
-            f"output={output} holds something else than answers of this model to these prompts with these settings: "
+            f"output={output} holds something other than answers of this model to these prompts with these settings: "
             "name another file, or delete it"
         )
     if whole != text:

@@ -1,8 +1,9 @@
-"""Generation: greedy answers to tokenised prompts, in batches padded on the left, from the model being trained.
+"""Greedy answers to tokenised prompts from the model in training, in batches padded on the left.
 
-Under FSDP2 a plain `generate` fails, and the registered forward method hangs where ranks make unequal numbers of calls.
-So every FSDP module is gathered first, each rank generates alone, and all are sharded again. The scorer must have run
-once before (the loss evaluator has), or FSDP initialises lazily at the wrong place and training fails later.
+Under FSDP2 a plain `generate` fails, and a registered forward method hangs if ranks make unequal numbers of calls.
+So every FSDP module is gathered first, each rank generates alone, and then all modules are sharded again. The scorer
+must have run once before (the loss evaluator has run it). Otherwise FSDP initialises lazily at the wrong place and
+training fails later.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from sftlab.models.scorer import Scorer
@@ -30,7 +32,7 @@ class Generator:
     batch_size: int = 32
 
     def answers(self, prompts: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return the answer to each prompt, in order; prompts of like length are batched together."""
+        """Return the answer to each prompt, in order; prompts of similar length are batched together."""
         out: list[str] = [""] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         with gathered(self.scorer), inference(self.scorer):
@@ -65,8 +67,10 @@ class Generator:
 
 @contextmanager
 def gathered(scorer: Scorer) -> Iterator[None]:
-    """Hold every parameter whole on every rank meanwhile."""
+    """Gather every parameter on every rank inside this context."""
     modules = [m for m in scorer.modules() if isinstance(m, FSDPModule)]
+    parameters = [p for p in scorer.parameters() if isinstance(p, DTensor)]
+    in_shards = any(p.to_local().numel() < p.numel() for p in parameters)  # else blocks stay whole, as `fsdp2` says
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -75,18 +79,18 @@ def gathered(scorer: Scorer) -> Iterator[None]:
     finally:
         for module in modules:
             module.reshard()
-            module.set_reshard_after_forward(id(module) != id(scorer), recurse=False)
+            module.set_reshard_after_forward(in_shards and id(module) != id(scorer), recurse=False)
 
 
 @contextmanager
 def inference(scorer: Scorer) -> Iterator[None]:
-    """No gradients, evaluation mode, and SDPA: FlexAttention would compile anew for every length."""
+    """Use no gradients, evaluation mode, SDPA and eager blocks inside: a cache grows, and each length would compile."""
     config = scorer.model.config
     attention = config._attn_implementation
     scorer.eval()
     config._attn_implementation = "sdpa"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         config._attn_implementation = attention

@@ -1,6 +1,6 @@
-"""What `run=` names: a run directory, a checkpoint, a model folder or a hub id, resolved to what can be loaded.
+"""Resolve what `run=` names (a run directory, checkpoint, model folder or hub id) to a model that can be loaded.
 
-Every command after training starts here. What to do with the model is the commands'; nothing here builds components.
+Every command after training starts here. Nothing here builds components.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model: where its folder is, and the run that made it where that is known.
+    """A trained model: where its folder is, and the run that made it, if known.
 
     `model` is a folder or hub id for `from_pretrained`, `config` the run's resolved config.
     """
@@ -33,14 +33,14 @@ class TrainedModel:
 
     @property
     def folder(self) -> Path:
-        """Where commands put what they make of this model: the run's directory, else one named after the model."""
+        """Where commands write results on this model: the run's directory, else a folder named after the model."""
         if self.run_dir is None:
             return Path("evaluations") / re.sub(r"[^\w.-]+", "--", self.given.strip("/."))
         return self.run_dir
 
     @property
     def base(self) -> "TrainedModel":
-        """The model that the run started from. Raises: ValueError where no run is known, or it started from nothing."""
+        """The model that the run started from. Raises: ValueError if that is unknown, or was random."""
         if self.config is None:
             raise ValueError(f"run={self.given} names a model without the run that made it: its base is not known")
         model = self.config["model"]
@@ -50,7 +50,7 @@ class TrainedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What changes when the weights do: sizes and times of a folder's files, the name of a hub's."""
+        """A text that changes with the weights: sizes and times of a folder's files, name and revision on the hub."""
         folder = Path(locate(self.model))
         files = sorted(p for pattern in ("*.safetensors", "*.bin", "*.json") for p in folder.glob(pattern))
         stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -58,7 +58,7 @@ class TrainedModel:
 
     @property
     def format(self) -> Mapping[str, Any] | None:
-        """The node of the run's text format, where it is known and is one for all its data."""
+        """The config node of the run's text format; None if it is unknown or the data has several."""
         format: Mapping[str, Any] | None = (self.config or {}).get("data", {}).get("format")
         return format
 
@@ -75,7 +75,7 @@ class TrainedModel:
         return load(AutoConfig.from_pretrained, self.model, "model", **self._hub())
 
     def load_model(self, device: Any = "cpu", dtype: Any = "auto") -> Any:
-        """Return the whole model on one device, for loaded."""
+        """Return the whole model on one device, for inference."""
         from transformers import AutoModelForCausalLM
 
         return (
@@ -85,7 +85,7 @@ class TrainedModel:
         )
 
     def _hub(self) -> dict[str, Any]:
-        """Code from the hub runs only where the run's own config allowed it."""
+        """Return the arguments for the hub. Code from the hub runs only if the run's own config allowed it."""
         trusted = bool((self.config or {}).get("model", {}).get("trust_remote_code"))
         return {"trust_remote_code": trusted, "revision": self.revision}
 
@@ -106,8 +106,8 @@ def load(from_pretrained: Any, name: str, kind: str, key: str = "run", **setting
 def resolve(run: str | None) -> TrainedModel:
     """Return what `run` names.
 
-    Raises: FileNotFoundError for no such folder, ValueError for a folder that is none of these, or a run without a
-    finished model (names its newest checkpoint).
+    Raises: FileNotFoundError if there is no such folder; ValueError for a folder that is no run, checkpoint or model,
+    or for a run without a finished model (names its newest checkpoint).
     """
     from sftlab.checkpoints.manifest import is_checkpoint
 
@@ -139,21 +139,21 @@ def of_run(run: str, path: Path) -> TrainedModel:
     offer = (
         f"Its newest checkpoint can be used: run={checkpoints[-1]}"
         if checkpoints
-        else "It has no checkpoint either: train on, or see train.log in it"
+        else "It has no checkpoint either: resume its training, or see its train.log"
     )
     raise ValueError(f"run={run} is not finished: it has no model/ yet. {offer}")
 
 
 def of_model(run: str, path: Path) -> TrainedModel:
-    """Return a model folder, with its run where it lies in one."""
+    """Return the model of a folder, with the run that the folder lies in, if any."""
     run_dir = next((p for p in path.resolve().parents[:2] if (p / CONFIG).is_file()), None)
     return TrainedModel(run, str(path) if not run.startswith(SCHEME) else run, run_dir, read_config(run_dir))
 
 
 def of_checkpoint(run: str, path: Path) -> TrainedModel:
-    """Return a checkpoint's model, which is written to the run's export/ first where it does not lie there yet.
+    """Return a checkpoint's model; write it to the run's export/ first if it is not there yet.
 
-    Raises: ValueError where several ranks would write it.
+    Raises: ValueError if several ranks would write it.
     """
     run_dir, step = path.parent.parent, int(path.name.rpartition("_")[2])
     model = run_dir / "export" / path.name
@@ -168,7 +168,7 @@ def of_checkpoint(run: str, path: Path) -> TrainedModel:
 
 
 def export_checkpoint(checkpoint: Path, folder: Path, dtype: str = "run", shard_size: str = "5GB") -> str:
-    """Write a checkpoint as a model folder; return the name of its dtype, by default what the run computed in."""
+    """Write a checkpoint as a model folder; return its dtype's name, by default as the run's config sets it."""
     from sftlab.checkpoints.hugging_face import export
     from sftlab.parallel.fsdp2 import compute_dtype
     from sftlab.parallel.world import device_of

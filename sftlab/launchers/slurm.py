@@ -164,7 +164,9 @@ class Slurm:
     def extra(self) -> dict[str, Any]:
         """Return the options of `launcher.sbatch` in sbatch's spelling."""
         given = self.sbatch or {}
-        return {key.replace("_", "-"): value for key, value in given.items() if value not in (None, False)}
+        return {
+            key.replace("_", "-"): value for key, value in given.items() if value is not None and value is not False
+        }
 
     def shell_lines(self, points: Points) -> list[str]:
         """Return the shell lines before srun: the user's own, then those that make the ranks run the copied code."""

@@ -1,1 +1,1 @@
-"""Models: load or initialise (load), which token sees which (attention, blocks), hidden states to loss (scorer)."""
+"""Models: loading (load), attention masks (attention, blocks), the loss (scorer) and a start-up check (probe)."""

@@ -2,7 +2,7 @@
 
 Token i attends to token j exactly when `j <= i < reach[j]`. That is plain causal attention, isolated packed documents,
 shared prefixes and padding in one rule (see data/forest.py). Sliding-window layers add `position[i] - position[j] <
-window`: depth, never row index (by index a tree row is off by 0.6 in Gemma 3's hidden states, by depth 2e-16).
+window`. They use depth, never row index: by index a tree row is off by 0.6 in Gemma 3's hidden states, by depth 2e-16.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def boolean_mask(reach: Tensor, position: Tensor, window: int | None = None) -> 
 
 
 def expect_shapes(num: int) -> None:
-    """Let torch.compile keep code for `num` shapes of one function; past its limit, 8, it falls back to eager.
+    """Let torch.compile keep code for `num` shapes of one function; past its default limit, 8, it falls back to eager.
 
     Eager FlexAttention holds all T * T scores of a row.
     """
@@ -40,7 +40,7 @@ def expect_shapes(num: int) -> None:
 
 
 def cut_mask(reach: Tensor, position: Tensor, window: int | None = None) -> Tensor:
-    """Return the boolean mask with the rows' blocks on it, as an attribute, for `blocks.attend`."""
+    """Return the boolean mask with the rows' blocks as an attribute, for `blocks.attend`."""
     mask = boolean_mask(reach, position, window)
     rows = zip(mask[:, 0], reach, position, strict=True)
     mask.blocks = [blocks.row_blocks(*row) for row in rows]  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def forest_mask(config: Any, reach: Tensor, position: Tensor) -> Mask | dict[str
 
 
 def has_own_mask(model: Any) -> bool:
-    """Return whether a model has layers that mix tokens by another rule than a mask, such as recurrent ones."""
+    """Return whether a model has layers that mix tokens without a mask, such as recurrent layers."""
     layer_types = getattr(model.config, "layer_types", None) or ()
     return bool(getattr(model, "_is_stateful", False) or set(layer_types) - set(ATTENTION_LAYERS))
 
@@ -67,17 +67,17 @@ def require_alone(reach: Tensor) -> None:
     own = torch.arange(1, reach.shape[1] + 1, device=reach.device, dtype=reach.dtype)
     if not bool(((reach == reach[:, :1]) | (reach == own)).all()):
         raise ValueError(
-            "this model has layers that carry what they saw from one example of a row to the next: use "
-            "data.layout=padded, one example a row"
+            "this model has layers that carry state from one example of a row to the next: use "
+            "data.layout=padded, one example per row"
         )
 
 
 def by_layer(config: Any, mask: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
-    """Return the masks for a model's layers; `mask` gives that of a window, or of None.
+    """Return the masks for a model's layers; `mask` makes one from a window, or from None for full attention.
 
-    transformers passes a four-dimensional mask straight through; what it wants differs by model: a dict of exactly the
-    layer types where the config has several (Gemma 3, Qwen 3 with a window), else one sliding mask where it has a
-    window (Mistral, Phi-3), else one full mask. A dict raises in Llama, Mistral and Phi-3.
+    transformers passes a four-dimensional mask through unchanged. Models differ in what they need: a dict of exactly
+    the layer types if the config has them (Gemma 3, Qwen 3 with a window), else one sliding mask if it has a window
+    (Mistral, Phi-3), else one full mask. A dict raises in Llama, Mistral and Phi-3.
     """
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
@@ -85,6 +85,6 @@ def by_layer(config: Any, mask: Callable[[int | None], Mask]) -> Mask | dict[str
         windows = dict(zip(ATTENTION_LAYERS, (None, window), strict=True))
         unknown = set(layer_types) - set(windows)
         if unknown:
-            raise ValueError(f"layers of type {', '.join(sorted(unknown))} mix tokens by another rule than attention")
+            raise ValueError(f"layers of type {', '.join(sorted(unknown))} mix tokens by a rule other than attention")
         return {kind: mask(windows[kind]) for kind in set(layer_types)}
     return mask(window)

@@ -1,8 +1,8 @@
-"""Attention by blocks, for a CPU: SDPA of each tree of a row by itself, as dense SDPA takes no notice of an empty mask.
+"""Attention by blocks, for a CPU: SDPA runs on each block of a row, because dense SDPA does not skip masked parts.
 
-A row is cut where branches begin. The tokens of a block see nothing outside of it but the ancestors of its first
-token; so `length * (ancestors + length)` pairs are computed for it, and not `length` times the row. On two cores this
-took 6.0 ms for a row of five trees of 211 tokens (8 heads of 32, forward and backward), dense 20.2 ms.
+A row is cut where branches begin. Outside its block a token sees only the ancestors of the block's first token. So a
+block computes `length * (ancestors + length)` pairs, not `length` times the row. On two cores a row of five trees of
+211 tokens (8 heads of 32, forward and backward) took 6.0 ms by blocks and 20.2 ms dense.
 """
 
 from itertools import pairwise
@@ -19,14 +19,14 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_by_blocks"
 
-# What a block costs beside its pairs, in pairs: 0.3 ms forward and backward, where 1,000 pairs took 0.024 ms.
+# The fixed cost of a block, in pairs: it took 0.3 ms forward and backward, and 1,000 pairs took 0.024 ms.
 BLOCK_PAIRS = 12_000
 
 
 class Block(NamedTuple):
-    """Consecutive tokens of a row. `above` picks its ancestors, (a,), from the row's; `mask` is (length, a + length).
+    """Consecutive tokens of a row. `above`, (a,), indexes `RowBlocks.ancestors`; `mask` is (length, a + length).
 
-    Without a mask it is a plain text with nothing above it: causal.
+    A block without a mask is causal and has no ancestors.
     """
 
     length: int
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class RowBlocks(NamedTuple):
-    """The blocks of a row, in order; `ancestors` are the row indices of all tokens that some block has above it."""
+    """The blocks of a row, in order; `ancestors` are the row indices of all tokens above some block."""
 
     ancestors: Tensor
     blocks: tuple[Block, ...]
@@ -44,7 +44,7 @@ class RowBlocks(NamedTuple):
 def cut(position: NDArray[np.integer[Any]]) -> list[int]:
     """Return where a row's blocks begin, and its end: the cuts with the least work, by dynamic programming.
 
-    A token has as many ancestors as its depth, `position`. Tokens at depth 0 side by side (padding) are not cut apart.
+    A token has as many ancestors as its depth, `position`. Neighbours at depth 0 (padding) stay in one block.
     """
     begins = (np.diff(position) != 1) & ((position[1:] > 0) | (position[:-1] > 0))
     bounds = np.concatenate([[0], 1 + np.flatnonzero(begins), [len(position)]])
@@ -62,7 +62,7 @@ def cut(position: NDArray[np.integer[Any]]) -> list[int]:
 
 
 def row_blocks(mask: Tensor, reach: Tensor, position: Tensor) -> RowBlocks:
-    """Return the blocks of one row; their masks are taken from `mask`, (T, T), the row's boolean one."""
+    """Return the blocks of one row; their masks are cut from `mask`, the row's boolean mask, (T, T)."""
     index = torch.arange(len(reach))
     bounds = cut(position.numpy())
     above = [index[:begin][reach[:begin] > begin] for begin in bounds[:-1]]
@@ -75,7 +75,7 @@ def row_blocks(mask: Tensor, reach: Tensor, position: Tensor) -> RowBlocks:
 
 
 def block(above: Tensor, mask: Tensor) -> Block:
-    """Return the block of this mask."""
+    """Return the block with this mask, or without one if the mask is plainly causal."""
     if len(above):
         return Block(len(mask), above, mask)
     return Block(len(mask), None, None if torch.equal(mask, torch.ones_like(mask).tril()) else mask)
@@ -84,10 +84,10 @@ def block(above: Tensor, mask: Tensor) -> Block:
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' SDPA does, by the blocks that hang on the mask; where there are none, do what it does.
+    """Return what transformers' SDPA returns, computed by the blocks on the mask; without blocks, call that SDPA.
 
-    Shapes: query (R, H, T, D), key and value (R, G, T, D); the result (R, T, H, D). Compiled code takes the whole mask:
-    every step's blocks have other sizes, for each of which it would be compiled.
+    Shapes: query (R, H, T, D), key and value (R, G, T, D); the result (R, T, H, D). Compiled code takes the whole mask,
+    because block sizes differ in every step and each would be compiled.
     """
     rows = getattr(attention_mask, "blocks", None)
     if rows is None or torch.compiler.is_compiling() or not kwargs.keys().isdisjoint(("softcap", "position_bias")):
@@ -95,7 +95,7 @@ def attend(
     attended = []
     for q, k, v, row in zip(*(t.chunk(len(rows)) for t in (query, key, value)), rows, strict=True):
         lengths = [b.length for b in row.blocks]
-        # Once a row: the backward of each selection from the row itself would write a gradient as long as the row.
+        # Gather once per row: indexing the row per block allocates row-sized gradients in backward.
         above_k, above_v = (t.index_select(2, row.ancestors) for t in (k, v))
         for qs, ks, vs, b in zip(*(t.split(lengths, 2) for t in (q, k, v)), row.blocks, strict=True):
             if b.above is not None:

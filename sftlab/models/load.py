@@ -1,8 +1,8 @@
-"""Loading: a model option to a tokenizer, a config and weights, from the hub, a folder or nothing at all.
+"""Loading: turns a model option into a tokenizer, a config and weights, from the hub, a folder or nothing at all.
 
-Rank 0 reads the weights with transformers, which knows every checkpoint's conversions; the model that is sharded is
-made without memory ("meta") on every rank and filled from rank 0's. So one code path serves every world size, and a
-host holds one copy however many ranks it runs.
+Rank 0 reads the weights with transformers, which knows every checkpoint's conversions. The model that is sharded is
+made without memory ("meta") on every rank and filled from rank 0. So one code path serves every world size, and a host
+holds one copy, however many ranks it runs.
 """
 
 import logging
@@ -15,22 +15,22 @@ from torch import nn
 from sftlab.assets import locate
 from sftlab.common.hub import explain
 
-if TYPE_CHECKING:  # a sweep makes every point's Model at submission, and transformers takes 2 s to import
+if TYPE_CHECKING:  # a sweep constructs the Model of every point at submission, and transformers takes 2 s to import
     from transformers import PreTrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 DEMO = "asset://demo/model"
 INITS = ("pretrained", "random")
-ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa"}  # as transformers calls them
+ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa"}  # transformers' names
 
 
 @dataclass(frozen=True)
 class Model:
     """One model option.
 
-    `architecture` is the shape (a transformers config) that init=random builds without a network; `learning_rate` one
-    that the model fine-tunes well with, from which `optim.lr` takes its default.
+    `architecture` is the shape (a transformers config) that init=random builds without a network. The model
+    fine-tunes well with `learning_rate`, which is the default of `optim.lr`.
     """
 
     name_or_path: str
@@ -49,7 +49,7 @@ class Model:
             raise ValueError(f"model.attention={self.attention}: expected auto, flex, blocks or sdpa")
 
     def load_tokenizer(self) -> Any:
-        """Return the tokenizer; an untrained hub model without a network makes do with the demo's, and says so."""
+        """Return the tokenizer; without a network an untrained hub model uses the demo's tokenizer, with a warning."""
         from transformers import AutoTokenizer
 
         name = self.tokenizer or self.name_or_path
@@ -66,7 +66,7 @@ class Model:
             ) from error
 
     def load_config(self, device: torch.device) -> "PreTrainedConfig":
-        """Return the config, dropout off (it would make the loss depend on layout) and the attention chosen."""
+        """Return the config with the chosen attention, and no dropout: it would make the loss depend on layout."""
         from transformers import AutoConfig
 
         if self.init == "random" and self.architecture is not None:
@@ -83,8 +83,8 @@ class Model:
             raise ValueError("model.attention=flex needs CUDA: FlexAttention has no backward on CPU. Use auto or sdpa")
         if self.attention == "blocks" and best_attention(config, device) != "blocks":
             raise ValueError(
-                "model.attention=blocks is for a CPU, and for architectures whose SDPA transformers lets us stand in "
-                f"for; this is {config.model_type} on {device.type}. Use auto"
+                "model.attention=blocks needs a CPU and an architecture whose SDPA transformers lets us replace; "
+                f"this is {config.model_type} on {device.type}. Use auto"
             )
         chosen = best_attention(config, device) if self.attention == "auto" else self.attention
         config._attn_implementation = ATTENTIONS[chosen]
@@ -112,7 +112,7 @@ class Model:
 
 
 def skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
-    """Return the model without memory, float32, in training mode."""
+    """Return the model without memory, in float32 and in training mode."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -124,7 +124,7 @@ def skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
 
 
 def best_attention(config: "PreTrainedConfig", device: torch.device) -> str:
-    """Return the fastest attention that transformers has the architecture for (GPT-2, say, takes no FlexAttention)."""
+    """Return the fastest attention that transformers supports for the architecture (GPT-2 has no FlexAttention)."""
     from transformers import AutoModelForCausalLM
 
     architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -1,8 +1,8 @@
 """The start-up probe: whether a model takes forest rows, and whether the scorer's logits are the model's own.
 
-32 tokens, a few forwards. Layers that carry a state along a row (recurrent, convolutional) leak between documents in
-silence: Qwen3-Next 3e-2, Falcon-H1 8e-4, LFM2 4e-4. A model may also count positions by itself, or do something to its
-logits that the scorer does not know. Each would train, and be wrong.
+It takes a few forwards of 32 tokens. Layers that carry a state along a row (recurrent, convolutional) leak silently
+between documents: Qwen3-Next 3e-2, Falcon-H1 8e-4, LFM2 4e-4. A model may also count positions by itself, or change
+its logits in a way that the scorer does not know. Each such model would train, and be wrong.
 """
 
 import numpy as np
@@ -15,33 +15,33 @@ from sftlab.data.example import Example
 from sftlab.data.forest import row
 from sftlab.models.scorer import Scorer
 
-TOKENS = 16  # of each of two documents
-SAME, SAME_BF16 = 1e-4, 0.05  # relative to the largest logit, where rows of other shapes are rounded otherwise
-LEAK = 1e-5  # an edit of one document changes nothing in another, rounding included; routed experts' shapes do change
+TOKENS = 16  # tokens in each of two documents
+SAME, SAME_BF16 = 1e-4, 0.05  # relative to the largest logit: rows of other shapes round differently
+LEAK = 1e-5  # editing one document must not change another, not even by rounding; only routed experts change shapes
 
 
 def probe(scorer: Scorer, layout: str, device: torch.device) -> None:
-    """Return if rows of `layout` are right for this model. Collective; no weight is changed.
+    """Check that rows of `layout` are right for this model. Collective; changes no weight.
 
-    Raises: ValueError that names data.layout=padded where it would help.
+    Raises: ValueError that names data.layout=padded if it would help.
     """
     name = type(scorer.model).__name__
     if layout != "padded" and scorer.own_mask:
         raise ValueError(
-            f"{name} has layers that are no attention and carry what they saw from one example of a row to the next: "
-            f"data.layout={layout} would mix examples. Use data.layout=padded, one example a row"
+            f"{name} has layers other than attention that carry state from one example of a row to the next: "
+            f"data.layout={layout} would mix examples. Use data.layout=padded, one example per row"
         )
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # or 32 tokens would be compiled for
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # else code for 32 tokens is compiled
             compare(scorer, layout, device, name)
     finally:
         for module in scorer.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the root keeps its parameters gathered, and an optimiser made now would take those
+                module.reshard()  # the root stays gathered, and an optimiser built now would take those parameters
 
 
 def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> None:
-    """Raise ValueError where numbers differ that must not."""
+    """Raise ValueError if numbers that must agree differ."""
     vocabulary = scorer.model.config.get_text_config().vocab_size
     tokens = 3 + np.arange(3 * TOKENS) * 7919 % max(1, min(vocabulary, 1000) - 3)
     first, second, edited = (Example(t.astype(np.int32), np.zeros(TOKENS, bool), "") for t in np.split(tokens, 3))
@@ -51,8 +51,8 @@ def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> Non
     size = float(own.abs().max())
     if (off := float((alone - own).abs().max()) / size) > same:
         raise ValueError(
-            f"{name} does something to its logits that is not known here: the scorer's are {off:.1e} off (relative to "
-            "the largest), so the loss would be another than the model's"
+            f"{name} changes its logits in a way that the scorer does not know: the scorer's are {off:.1e} off "
+            "(relative to the largest), so the loss would not be the model's"
         )
     if layout == "padded":
         return
@@ -62,7 +62,7 @@ def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> Non
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{name} does not take rows of several examples ({type(error).__name__}: {error}): use data.layout=padded, "
-            "one example a row"
+            "one example per row"
         ) from error
     routed = any("expert" in parameter for parameter, _ in scorer.model.named_parameters())
     leak = float((packed[TOKENS:] - other[TOKENS:]).abs().max()) / size
@@ -70,13 +70,13 @@ def compare(scorer: Scorer, layout: str, device: torch.device, name: str) -> Non
         raise ValueError(
             f"{name} leaks between examples of a row: editing one changes another's logits by {leak:.1e} (relative to "
             f"the largest), as recurrent or convolutional layers do. data.layout={layout} would train on that: use "
-            "data.layout=padded, one example a row"
+            "data.layout=padded, one example per row"
         )
     if (off := float((packed - alone).abs().max()) / size) > same:
         raise ValueError(
-            f"{name} computes an example otherwise behind another in a row: its logits are {off:.1e} off (relative to "
-            f"the largest), as where positions do not restart. data.layout={layout} would train on that: use "
-            "data.layout=padded, one example a row"
+            f"{name} computes an example differently when another precedes it in a row: its logits are {off:.1e} off "
+            f"(relative to the largest), as when positions do not restart. data.layout={layout} would train on that: "
+            "use data.layout=padded, one example per row"
         )
 
 
@@ -86,6 +86,6 @@ def logits(scorer: Scorer, batch: Batch) -> Tensor:
 
 
 def own_logits(scorer: Scorer, batch: Batch) -> Tensor:
-    """Return those of the model's own forward, for rows of one document each."""
+    """Return the logits of the model's own forward, for rows of one document each."""
     found: Tensor = scorer.model(input_ids=batch.tokens, use_cache=False).logits
     return found.flatten(0, 1)

@@ -1,8 +1,8 @@
-"""The scorer: hidden states to the sum of weighted negative log-likelihoods. The module that FSDP wraps as its root.
+"""The scorer: turns hidden states into the sum of weighted negative log-likelihoods. FSDP wraps it as its root.
 
 It is the root because the head, the embedding it may be tied to and the final norm must be gathered when it uses them:
 calling `model.model(...)` from outside an FSDP root fails with "mixed torch.Tensor and DTensor".
-The head runs only where something is scored: 2.8 % of SQuAD's tokens, while it is 21 % of Llama-3.2-1B's matrix work.
+The head runs only on scored tokens: 2.8 % of SQuAD's, while the head is 21 % of Llama-3.2-1B's matrix work.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from sftlab.models.attention import forest_mask, has_own_mask, require_alone
 
 
 class Score(NamedTuple):
-    """Sums over one batch: weighted nll in nats (float32, differentiable), and the weight of right top-1 guesses.
+    """Sums over one batch: weighted nll in nats (float32, differentiable), and the weight of correct top-1 guesses.
 
-    A tuple, because FSDP hangs its backward hooks on the tensors that pytree finds in a module's output.
+    It is a tuple because FSDP attaches its backward hooks to the tensors that pytree finds in a module's output.
     """
 
     nll: Tensor
@@ -32,8 +32,8 @@ class Score(NamedTuple):
 class Scorer(nn.Module):
     """Return the local sum of weight * nll of a batch's predictions.
 
-    `chunk` predictions are scored at a time, their logits recomputed in backward, so that logits of a long, fully
-    supervised row never exist at once: 2048 predictions over 128,256 tokens are 1 GiB in float32.
+    `chunk` predictions are scored at a time, and backward recomputes their logits, so that the logits of a long, fully
+    supervised row never all exist at once: 2048 predictions over 128,256 tokens are 1 GiB in float32.
     """
 
     def __init__(self, model: PreTrainedModel, chunk: int = 2048) -> None:
@@ -49,14 +49,14 @@ class Scorer(nn.Module):
         self.own_mask = has_own_mask(model)
 
     def forward(self, batch: Batch, inside: "Callable[[Scorer, Batch], Any] | None" = None) -> Any:
-        """Return the Score of every prediction of `batch`, or what `inside` makes of scorer and batch.
+        """Return the Score of every prediction of `batch`, or what `inside(self, batch)` returns.
 
-        Under FSDP all that uses parameters must run inside the root's forward, which this is.
+        Under FSDP everything that uses parameters must run inside the root's forward, and this is it.
         """
         return self.score(batch) if inside is None else inside(self, batch)
 
     def score(self, batch: Batch) -> Score:
-        """Score every prediction of `batch`."""
+        """Return the Score of every prediction of `batch`."""
         hidden = self.hidden(batch)[batch.at]
         nll = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros_like(nll)
@@ -75,11 +75,11 @@ class Scorer(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states, (R*T, width).
 
-        Raises: ValueError for a row of several examples, if the model has layers that do not go by a mask.
+        Raises: ValueError for a row of several examples, if the model has layers that ignore masks.
         """
         if self.own_mask:
             require_alone(batch.reach)
-            mask = None  # the model's own, causal; padding comes after the example
+            mask = None  # the model makes its own causal mask; padding comes after the example
         else:
             mask = forest_mask(self.model.config, batch.reach, batch.position)
         states: Tensor = self.model.base_model(
@@ -90,7 +90,7 @@ class Scorer(nn.Module):
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """Return logits of hidden states in float32 or better, as the model's own forward would.
 
-        `head` stands in for the head's weight, in a wider dtype than it is computed in.
+        `head` replaces the head's weight; it may have a wider dtype than `hidden`, and is cast to it.
         """
         module = self.model.get_output_embeddings()
         if head is None:
@@ -104,10 +104,10 @@ class Scorer(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _master_head(self) -> Tensor | None:
-        """Return the head's weight in float32, through which the chunks' gradients are summed; None if it is already.
+        """Return the head's weight in float32, in which the chunks' gradients are summed; None if it is used unchanged.
 
-        Summed in the bfloat16 that FSDP computes in, the gradient of 64 chunks was 1.6 % off, and is 0.4 % so, as
-        without chunks. Not for a head that is more than one matrix, such as one with an adapter: it is called as it is.
+        Summed in the bfloat16 that FSDP computes in, the gradient of 64 chunks was 1.6 % off. In float32 it is 0.4 %
+        off, as without chunks. A head of more than one matrix, such as one with an adapter, is called unchanged.
         """
         head = self.model.get_output_embeddings()
         narrow = type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)

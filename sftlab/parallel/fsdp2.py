@@ -1,8 +1,8 @@
 """Parallelism: how the scorer is spread over the ranks. Activation checkpointing, then compile, then FSDP2.
 
-In that order: what is recomputed must lie inside what is compiled, and FSDP's hooks outside of both.
-FSDP2 wraps at every world size, one included: one code path, and the mixed precision policy always applies
-(at world size 1 on CPU it costs about 5 %).
+The order matters: recomputed code must lie inside compiled code, and FSDP's hooks outside of both.
+FSDP2 wraps at every world size, one included, so that there is one code path and the mixed precision policy always
+applies. At world size 1 on CPU this costs about 5 %.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ def fsdp2(
     compile: bool = False,
     activation_checkpointing: bool = False,
 ) -> "Scorer":
-    """Shard `scorer` in place over all ranks and return it. Master weights stay in their own dtype, float32.
+    """Return `scorer`, sharded in place over all ranks. Master weights stay in their own dtype, float32.
 
     `replicate` groups of ranks each hold a whole copy (HSDP); gradients are reduced in float32.
     Raises: ValueError if `replicate` does not divide the number of ranks.
@@ -56,7 +56,7 @@ def fsdp2(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype(param_dtype, world.device),
         reduce_dtype=torch.float32,
-        # True casts the root's inputs, inside a dataclass too: a prediction's weight of 1001 became 1000 in bfloat16.
+        # True casts the root's inputs, even inside a dataclass: a prediction's weight of 1001 became 1000 in bfloat16.
         cast_forward_inputs=False,
     )
     shard = partial(
@@ -64,7 +64,7 @@ def fsdp2(
         mesh=mesh if replicate > 1 else mesh["dp_shard"],
         mp_policy=policy,
         offload_policy=CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
-        # Where a rank holds all shards there is nothing to free, and gathering twice a step cost 2.5 % of it on a CPU.
+        # A rank that holds all shards has nothing to free: gathering twice per step cost 2.5 % of the step on a CPU.
         reshard_after_forward=world.size > replicate,
     )
     for blocks, name, block in decoder_blocks(scorer.model):

@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
-# Below the ports from which Linux takes those of outgoing connections (32768 to 60999): Submitit's own choice, drawn
-# from 20000 to 60000, met one of these in a test run, and the job failed with EADDRINUSE.
+# These lie below the ports that Linux gives to outgoing connections (32768 to 60999). Submitit draws its port from
+# 20000 to 60000: in a test run it drew one that was in use, and the job failed with EADDRINUSE.
 PORTS = range(20_000, 32_768)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all, and its device."""
+    """This process's rank among all, and its device."""
 
     rank: int
     size: int
@@ -36,7 +36,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on rank 0, the one that writes files and speaks."""
+        """True on rank 0, which writes files and messages."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class World:
         return bool(self.max(int(flag)))
 
     def max(self, value: int) -> int:
-        """Return the greatest of all ranks' values on every rank, over the host's network."""
+        """Return the greatest of all ranks' values, on every rank; sent over the host's network."""
         highest = torch.tensor(value)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         return int(highest.item())
@@ -73,7 +73,7 @@ class World:
 
 
 def find_rank() -> tuple[int, int, int]:
-    """Return (rank, size, local rank); under Submitit also set MASTER_ADDR, which it alone knows, and MASTER_PORT."""
+    """Return (rank, size, local rank); under Submitit also set MASTER_ADDR, which only it knows, and MASTER_PORT."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
     if "SUBMITIT_EXECUTOR" in os.environ:
@@ -87,7 +87,7 @@ def find_rank() -> tuple[int, int, int]:
 
 
 def device_of(local_rank: int) -> torch.device:
-    """Return the device of a process: its own GPU of those on the node, the CPU where there is none."""
+    """Return the device of a process: its own GPU on the node, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
@@ -99,22 +99,22 @@ def local_part(value: Tensor) -> Tensor:
 
 
 def job_port(job_id: str) -> int:
-    """Return the port at which a job's ranks meet, another for each of the jobs that may share a node."""
+    """Return the port at which a job's ranks meet; jobs that may share a node get different ports."""
     return PORTS[int(job_id) % len(PORTS)]
 
 
 @contextmanager
 def world(timeout_min: float = 30.0) -> Iterator[World]:
-    """Join the process group and leave it in good order.
+    """Join the process group, yield this process's World, and leave the group in good order.
 
-    Where a rank raised, the group is left without a barrier: the others may be inside a collective of their own.
+    A rank that raised leaves without a barrier, because the others may be inside a different collective.
     """
     rank, size, local_rank = find_rank()
     device = device_of(local_rank)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    # gloo pairs by the host's name; where that does not resolve (containers, bare laptops) loopback always does.
+    # gloo connects by host name. If that does not resolve (containers, bare laptops), loopback always does.
     if size == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
     dist.init_process_group(

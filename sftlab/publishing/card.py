@@ -1,4 +1,4 @@
-"""The model card: what the model is, how good, how to use it, how it was made. All of it is read from the run."""
+"""The model card: what the model is, how it scores, how to use it, how it was made. All of it comes from the run."""
 
 import json
 import re
@@ -23,11 +23,11 @@ UNSHOWN = ("_target_", "_partial_", "cpu_offload", "replicate", "tensor")
 def make_card(
     run_dir: Path, repo_id: str, config: Mapping[str, Any], prompt: str, plot: str | None, of: Licence
 ) -> str:
-    """Return the card of a run's model, to be published as `repo_id`; `prompt` is the one its examples use."""
+    """Return the card of a run's model for `repo_id`; the card's examples use `prompt`."""
     run = relative_tree(dict(config), run_dir)
     environment = read_json(run_dir / "environment.json")
     summary = read_json(run_dir / "summary.json")
-    scores = [*evaluations(run_dir), *during_training(run_dir, run.get("evaluation", {}).get("answers"))]
+    scores = [*evaluations(run_dir), *during_training(run_dir, run.get("evaluation", {}).get("num_answers"))]
     name = repo_id.rpartition("/")[2]
     base, data = str(run["model"]["name_or_path"]), run["data"]
     card_data = ModelCardData(
@@ -80,7 +80,7 @@ def link(name: str, prefix: str = "") -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name is one on the hub, such as user/model: no scheme, no folder or file here."""
+    """Return whether a name is a hub id such as user/model: it has no scheme and is no local folder or file."""
     return name.count("/") == 1 and "://" not in name and name[0] not in "./~" and not Path(name).exists()
 
 
@@ -90,14 +90,14 @@ def from_nothing(run: Mapping[str, Any]) -> bool:
 
 
 def sources(data: Mapping[str, Any]) -> list[str]:
-    """Return the paths of the data, one for each source of a mixture."""
+    """Return the paths of the data, one per source of a mixture."""
     parts = data.get("sources")
     nodes = list(parts.values()) if isinstance(parts, Mapping) else [data]
-    return list(dict.fromkeys(str(n["path"]) for n in nodes if n.get("path"))) or ["data of an own kind"]
+    return list(dict.fromkeys(str(n["path"]) for n in nodes if n.get("path"))) or ["custom data"]
 
 
 def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield a table for each evaluate/*/scores.json, with the base model's scores where they were measured."""
+    """Yield a table for each evaluate/*/scores.json, with the base model's scores if they were measured."""
     for file in sorted(run_dir.glob("evaluate/*/scores.json")):
         report = read_json(file)
         scores, base, gaps = report["scores"], report.get("baseline"), report.get("difference") or {}
@@ -114,7 +114,7 @@ def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def during_training(run_dir: Path, answers: int | None) -> Iterator[dict[str, Any]]:
-    """Yield a table of the validation scores before training and at its end; `answers` were generated."""
+    """Yield a table of the validation scores before and after training; `answers` is the number of answers scored."""
     lines = [m for m in read_jsonl(run_dir / "metrics.jsonl") if any(key.startswith("val/") for key in m)]
     if not lines:
         return
@@ -152,7 +152,7 @@ def table(
 
 
 def eval_results(scores: Mapping[str, Any], data_of_run: Sequence[str]) -> list[EvalResult]:
-    """Return a table's scores as the hub's metadata have them."""
+    """Return a table's scores in the form of the hub's metadata."""
     data = scores["data"] or data_of_run[0]
     return [
         EvalResult("text-generation", data, data, key, round(value, 6), task_name="Text generation")
@@ -163,10 +163,10 @@ def eval_results(scores: Mapping[str, Any], data_of_run: Sequence[str]) -> list[
 def training(
     run: Mapping[str, Any], summary: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    """Yield what the model was trained with, as (setting, value)."""
+    """Yield the settings of the training as (setting, value)."""
     trainer, data = run["trainer"], run["data"]
     yield "steps", f"{summary.get('steps', '?'):,}" if "steps" in summary else "not known"
-    yield "batch size", f"{trainer['batch_size']} examples an optimiser step, over all ranks"
+    yield "batch size", f"{trainer['batch_size']} examples per optimiser step, over all ranks"
     for group in GROUPS:
         node = run.get(group) or {}
         settings = ", ".join(
@@ -179,7 +179,7 @@ def training(
     kind = str((data.get("format") or {}).get("_target_", "")).rpartition(".")[2]
     yield "data", ", ".join(f"`{s}`" for s in sources(data)) + (f" as {kind}" if kind else "")
     longest = data.get("max_length") or "the context"
-    yield "rows", f"layout {data.get('layout')}, {data.get('overlong')} where longer than {longest}"
+    yield "rows", f"layout {data.get('layout')}; examples longer than {longest}: {data.get('overlong')}"
     yield "seed", str(run.get("seed"))
     if "wall_s" in summary:
         yield "time", duration(summary["wall_s"])
@@ -187,14 +187,14 @@ def training(
 
 
 def versions(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of what computes; a checkout of sftlab has a commit instead."""
+    """Return the versions of the packages that compute. A checkout of sftlab has a commit instead."""
     packages = environment.get("packages", {})
     found = {name: str(packages.get(name, "not installed")) for name in ("sftlab", "torch", "transformers")}
     return {name: version for name, version in found.items() if version != "not installed"}
 
 
 def command(argv: Sequence[str], run_dir: Path) -> str:
-    """Return the command that made the run, its paths relative to the run."""
+    """Return the command that made the run, with its paths relative to the run."""
     if not argv:
         return "# the run's environment.json names no command"
     words = list(argv)
@@ -204,7 +204,7 @@ def command(argv: Sequence[str], run_dir: Path) -> str:
     for word in words[start + 1 :]:
         key, equals, value = word.partition("=")
         if value[:1] == value[-1:] == "'" and len(value) > 1:
-            value = value[1:-1].replace("\\'", "'")  # the quotes that command.py put around a path
+            value = value[1:-1].replace("\\'", "'")  # the quotes that config/overrides.py put around a path
         shown.append(shlex.quote(f"{key}{equals}{relative(value, run_dir)}"))
     return " ".join(shown)
 
@@ -221,7 +221,7 @@ def provenance(environment: Mapping[str, Any]) -> str:
 
 
 def python_text(text: str, width: int = 96) -> str:
-    """Return a text as a Python literal, over several lines where it is long."""
+    """Return a text as a Python literal, over several lines if it is long."""
     if len(text) <= width:
         return json.dumps(text, ensure_ascii=False)
     pieces = [""]

@@ -1,4 +1,4 @@
-"""The licence: a fine-tuned model inherits its base's. Where that is not known, this says so and guesses nothing."""
+"""The licence: a fine-tuned model inherits that of its base. If it is unknown, the card says so; nothing is guessed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from sftlab.assets import SCHEME
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as a card's metadata have it, and a sentence on where it comes from."""
+    """A licence in the form of a card's metadata, and a sentence on where it comes from."""
 
     id: str | None
     sentence: str
@@ -18,7 +18,7 @@ class Licence:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What goes to the card's head; nothing where no licence is known."""
+        """The entries for the card's head; none if no licence is known."""
         found = {"license": self.id, "license_name": self.name, "license_link": self.link}
         return {key: value for key, value in found.items() if value}
 
@@ -26,7 +26,7 @@ class Licence:
 def licence_of(base: str, given: str | None, random: bool, network: bool) -> Licence:
     """Return the licence of a model trained from `base`: the one given, or else the base's own.
 
-    `random`: trained from random weights, so that nothing is inherited. A hub model's card is read where `network`.
+    With `random` the model was trained from random weights and inherits nothing. `network` allows reading a hub card.
     """
     if given:
         return Licence(given, f"`{given}`, as the publisher states.")
@@ -50,7 +50,7 @@ def licence_of(base: str, given: str | None, random: bool, network: bool) -> Lic
 
 
 def from_folder(folder: Path) -> dict[str, Any] | None:
-    """Return the metadata of a local model's card."""
+    """Return the metadata of a local model's card; None if it has none."""
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
@@ -58,7 +58,7 @@ def from_folder(folder: Path) -> dict[str, Any] | None:
 
 
 def from_hub(base: str) -> dict[str, Any] | None:
-    """Return the metadata of a hub model's card; None where it has none or cannot be reached."""
+    """Return the metadata of a hub model's card; None if it has none or cannot be reached."""
     from huggingface_hub import ModelCard
 
     try:

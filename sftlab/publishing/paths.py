@@ -1,22 +1,22 @@
-"""Paths of this machine, out of what is published: rewritten relative to the run."""
+"""Keep this machine's paths out of what is published: rewrite them relative to the run."""
 
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-# A path of two names or more that begins at the root. Not after a word, a dot or another slash: those are parts of a
-# relative path, a URL or a closing tag; /v1/... and /health are the server's.
+# A path from the root, of two names or more. After a word, a dot or another slash it would be part of a relative path,
+# a URL or a closing tag. /v1/... and /health are paths of the server, so they do not match.
 ABSOLUTE = re.compile(
     r"(?<![\w.:/<~@-])(?:~?/(?!v1/)(?:[^\s/'\"`,;:()\[\]{}<>|]+/)+[^\s/'\"`,;:()\[\]{}<>|]*|[A-Za-z]:\\\S+)"
 )
-SHARED = ("/", "/home", "/Users")  # what lies in these names a person or a machine
+SHARED = ("/", "/home", "/Users")  # an entry of these folders may name a person or a machine
 
 
 def relative(text: str, run_dir: Path) -> str:
     """Return `text` with every absolute path in it rewritten relative to the run.
 
-    Where the way there would climb to the root or past somebody's home, only the path's last name is kept.
+    If the relative path would climb to the root or past somebody's home, only its last name is kept.
     """
     if text.startswith(("/", "~/")) and "\n" not in text:
         return _one(text, run_dir)  # a value that is a path may hold spaces and commas

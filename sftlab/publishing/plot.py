@@ -7,21 +7,21 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 20, 44, 48
-SMOOTHED = 200  # steps from which a running mean is drawn over the losses, which are noisy
+SMOOTHED = 200  # with at least this many losses, a running mean is drawn over them because they are noisy
 TRAIN, VAL, INK, GRID = "#2563eb", "#dc6803", "#1f2937", "#e5e7eb"
 
 Point = tuple[float, float]
 
 
 def loss_plot(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the plot of a run's metrics.jsonl; None where it holds no loss."""
+    """Return the plot of a run's metrics.jsonl; None if it holds no loss."""
     train = points(lines, "train/loss")
     val = points(lines, "val/loss")
     if not train and not val:
         return None
     both = train + val
     last = max(x for x, _ in both)
-    # Before training a loss may be many times what training ends with; the scale is the logarithm's where it is.
+    # The loss before training may be many times the final one; the scale is then logarithmic.
     high, low = max(y for _, y in both), min(y for _, y in both)
     log = low > 0 and high / low > 5
     ys = (log_ticks if log else ticks)(low, high)
@@ -103,7 +103,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten around two values; fewer where they span many."""
+    """Return 1, 2 and 5 times powers of ten around two values; only the powers of ten if there are more than 4."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(decades) <= 4 else (1,)
     found = [round(m * 10.0**d, 12) for d in decades for m in factors]

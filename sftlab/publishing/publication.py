@@ -1,4 +1,4 @@
-"""One publication from start to end: the folder, what it must not hold, and the upload unless it is a dry run."""
+"""Publish a model from start to end: write its folder, refuse what must not be in it, upload unless dry_run."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ def publish(cfg: Any) -> None:
     trained = resolve(cfg.run)
     if trained.run_dir is None or trained.config is None:
         raise ValueError(
-            f"run={cfg.run} names a model without the run that made it, so that there is nothing to tell of it: "
+            f"run={cfg.run} names a model without the run that made it, so there is nothing to write in its card: "
             "give the run's directory"
         )
     model = trained.config["model"]
@@ -33,7 +33,7 @@ def publish(cfg: Any) -> None:
     token = get_token()
     folder = stage(trained.run_dir, Path(trained.model), cfg.repo_id, trained.config, prompt, licence, token)
     if cfg.dry_run:
-        done = f"dry run: nothing was uploaded. {folder} is what {cfg.repo_id} would be"
+        done = f"dry run: nothing was uploaded. {folder} holds what would be uploaded to {cfg.repo_id}"
     else:
         message = cfg.message or default_message(trained)
         url = upload(folder, cfg.repo_id, private=cfg.private, update=bool(cfg["update"]), message=message, token=token)
@@ -45,7 +45,7 @@ def publish(cfg: Any) -> None:
 
 
 def check_repo_id(repo_id: str | None) -> None:
-    """Raise ValueError for what cannot be a repository's name."""
+    """Raise ValueError if this cannot be the name of a repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -58,9 +58,9 @@ def check_repo_id(repo_id: str | None) -> None:
 
 
 def example_prompt(trained: TrainedModel) -> str:
-    """Return a prompt as the run's format has it: a question of the demo's data, else one with its parts left blank.
+    """Return a prompt in the run's format: a question of the demo's data, else one with blank fields.
 
-    Rows of other data are never shown: they may be private.
+    Rows of other data are never shown, because they may be private.
     """
     if trained.format is None:
         return BLANK
@@ -75,11 +75,11 @@ def example_prompt(trained: TrainedModel) -> str:
     try:
         return str(format.prompt_text(Blank()))
     except ValueError:
-        return BLANK  # a format whose prompt cannot be made of blanks, such as a conversation's
+        return BLANK  # some formats, such as chat, cannot make a prompt from blanks
 
 
 class Blank(Mapping[str, Any]):
-    """A row of which every field is blank."""
+    """A row whose fields are all blank."""
 
     def __getitem__(self, key: str) -> str:
         return BLANK
@@ -103,7 +103,7 @@ def listing(folder: Path) -> None:
 
 
 def default_message(trained: TrainedModel) -> str:
-    """Return what the commit says: the run's name and what it came to."""
+    """Return the commit message: the run's name, its steps and its loss."""
     assert trained.run_dir is not None and trained.config is not None
     file = trained.run_dir / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""What must not be published: optimiser state, tokens and other secrets, absolute paths. Looked for, never assumed."""
+"""Search a folder for what must not be published: optimiser state, tokens and other secrets, absolute paths."""
 
 import json
 import re
@@ -21,19 +21,19 @@ SECRET_NAME = re.compile(
     r"(^|/)(\.env[^/]*|\.netrc|\.git-credentials|credentials|id_(rsa|ed25519|ecdsa)|token|.*\.pem)$"
 )
 TEXT = {".md", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".svg", ".py", ".toml", ".jinja", ""}
-# Learned or inherited text, in which a slash is a slash: a vocabulary has tokens such as /usr/bin.
+# Not searched for paths: these texts are learned or inherited, and a vocabulary has tokens such as /usr/bin.
 LEARNED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "added_tokens.json")
-LARGE_BYTES = 64 * 2**20  # weights: their header is read, their numbers are not
+LARGE_BYTES = 64 * 2**20  # larger files are not read; of .safetensors only the header is
 
 
 def refuse(folder: Path, token: str | None = None) -> None:
-    """Raise ValueError that names every file in `folder` that must not be published, and why. `token` is one's own."""
+    """Raise ValueError that names every file in `folder` that must not be published, and why. `token` is the user's."""
     found = [f"  {name}: {why}" for path, name in files(folder) for why in reasons(path, name, token)]
     if found:
         raise ValueError(
             f"{folder} is not fit to be published; nothing was uploaded\n"
             + "\n".join(found)
-            + "\nTake these out of the folder (and the secret out of use, if it is one), then publish again"
+            + "\nRemove these from the folder (and revoke the secret, if it is one), then publish again"
         )
 
 
@@ -70,7 +70,7 @@ def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
 
 
 def header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the tensors and the metadata of a safetensors file. Raises: ValueError if it is none."""
+    """Return the names of the tensors and the metadata of a safetensors file. Raises: ValueError if it is not one."""
     try:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys()), file.metadata() or {}
@@ -79,7 +79,7 @@ def header(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def absolute_paths(content: bytes, is_json: bool) -> list[str]:
-    """Return the absolute paths in a text; in JSON the values are looked at, but for chat templates."""
+    """Return the absolute paths in a text. In JSON only the values are searched, without chat templates."""
     text = content.decode(errors="replace")
     if is_json:
         text = "\n".join(strings(json.loads(text)))
@@ -87,7 +87,7 @@ def absolute_paths(content: bytes, is_json: bool) -> list[str]:
 
 
 def strings(node: Any) -> Iterator[str]:
-    """Yield every text in a tree, those under `chat_template` left out."""
+    """Yield every text in a tree, except those under `chat_template`."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key != "chat_template":

@@ -28,9 +28,9 @@ def stage(
     licence: Licence,
     token: str | None,
 ) -> Path:
-    """Return the folder, `publish/` in the run, written whole or not at all.
+    """Return the folder `publish/` in the run. It is written whole or not at all.
 
-    Raises: ValueError if the model's folder, or what came of it, holds what must not be published.
+    Raises: ValueError if the model's folder, or the folder made from it, holds what must not be published.
     """
     refuse(model, token)
     folder = run_dir / "publish"
@@ -55,7 +55,7 @@ def stage(
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name where the disk allows it, which takes no room; else copy it."""
+    """Hard-link a file if the disk allows it, which takes no space; else copy it."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The upload: one commit to the Hugging Face Hub, all files or none. Its refusals, in words that say what to do."""
+"""Upload to the Hugging Face Hub in one commit, all files or none. Errors say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,22 +8,23 @@ from typing import Any
 REMEDY = {
     401: "there is no valid token: log in with `hf auth login`, or set HF_TOKEN to one that may write",
     403: "the token may not do this: give it write access to {repo_id}, or publish under a name of your own",
-    404: "there is no such repository or user for this token: see repo_id=, and that the token may see it",
-    409: "it changed, or was made, while this ran: look at it, then publish again with update=true",
+    404: "there is no such repository or user for this token: check repo_id=, and that the token may see it",
+    409: "it was changed or created while this ran: look at it, then publish again with update=true",
+    412: "it changed while this ran: look at it, then publish again with update=true",
     413: "a file is larger than the hub takes",
     429: "the hub asks for a pause: wait some minutes, then publish again",
 }
 
 
 class PublishError(OSError):
-    """The hub did not take it; says what it holds now and what to do."""
+    """The upload failed. The message says what the hub holds now and what to do."""
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, update: bool, message: str, token: str | None = None) -> str:
     """Upload a folder as one commit; return the repository's address.
 
-    A repository that this made and could not fill is taken away again. One that was there before is changed only with
-    `update`, and by one commit. Raises: PublishError.
+    A repository that this call created but could not fill is deleted again. An existing one is changed only with
+    `update`, by one commit. Raises: PublishError.
     """
     from huggingface_hub import HfApi
 
@@ -36,13 +37,13 @@ def upload(folder: Path, repo_id: str, *, private: bool, update: bool, message: 
                 folder_path=folder,
                 commit_message=message,
                 parent_commit=parent,
-                # weights of an earlier version that this one does not replace, such as shards
+                # an earlier version may have weights that this one does not replace, such as shards
                 delete_patterns=["*.safetensors", "*.safetensors.index.json"],
             )
     except BaseException as error:
         if not made:
             if isinstance(error, PublishError):
-                raise PublishError(f"{error}. {repo_id} is as it was: a commit is taken whole or not at all") from error
+                raise PublishError(f"{error}. {repo_id} is unchanged: a commit is all or nothing") from error
             raise
         left = take_away(api, repo_id)
         if isinstance(error, PublishError):
@@ -52,9 +53,9 @@ def upload(folder: Path, repo_id: str, *, private: bool, update: bool, message: 
 
 
 def claim(api: Any, repo_id: str, *, private: bool, update: bool) -> tuple[bool, str | None]:
-    """Make the repository, or find it; return whether it was made, and its last commit where it was there.
+    """Create or find the repository; return whether it was created, and the last commit of an existing one.
 
-    Raises: PublishError where it exists and `update` is not set, or is public and `private` is.
+    Raises: PublishError if it exists and `update` is not set, or if it is public and `private` is set.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -68,21 +69,21 @@ def claim(api: Any, repo_id: str, *, private: bool, update: bool) -> tuple[bool,
             raise PublishError(f"{error}. Nothing was published") from cause
     if not update:
         raise PublishError(
-            f"repo_id={repo_id} is there already (HTTP 409); nothing was published. update=true adds this as its next "
+            f"repo_id={repo_id} exists already (HTTP 409); nothing was published. update=true adds this as its next "
             "version, or give another repo_id="
         )
     with explained(repo_id, "looking at the repository"):
         found = api.repo_info(repo_id)
     if private and not found.private:
         raise PublishError(
-            f"repo_id={repo_id} is public, and this would be too; nothing was published. private=false says that it "
-            "may be, or give another repo_id="
+            f"repo_id={repo_id} is public, and this would be too; nothing was published. private=false allows "
+            "that; or give another repo_id="
         )
     return False, found.sha
 
 
 def take_away(api: Any, repo_id: str) -> str:
-    """Delete the empty repository that this made; return what is left, for a message."""
+    """Delete the empty repository that was just created; return what is left, for a message."""
     try:
         api.delete_repo(repo_id)
     except Exception as error:
@@ -92,7 +93,7 @@ def take_away(api: Any, repo_id: str) -> str:
 
 @contextmanager
 def explained(repo_id: str, doing: str) -> Iterator[None]:
-    """Turn what goes wrong with the hub into a PublishError: which status, and what to do."""
+    """Turn an error of the hub into a PublishError that says the status and what to do."""
     try:
         yield
     except Exception as error:
@@ -109,7 +110,7 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error, through the chain of its causes."""
+    """Return the HTTP status of an error or of one of its causes; None if there is none."""
     for e in chain(error):
         status = getattr(getattr(e, "response", None), "status_code", None)
         if status:

@@ -1,7 +1,7 @@
-"""Scores of a model from its lines, and how far two models differ: a paired bootstrap interval on each difference.
+"""Scores of a model from its lines, and the differences between two models with bootstrap intervals.
 
-Paired, because both models answer the same examples; over prefix groups, because questions on one passage are not
-independent, and resampling single ones would give intervals that are too narrow.
+The bootstrap is paired because both models answer the same examples. It resamples prefix groups because questions on
+one passage are not independent: resampling single questions would give intervals that are too narrow.
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
 """
 
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 
 def parts_of(line: Line) -> dict[str, tuple[float, float]]:
-    """Return (numerator, denominator) of what one example adds to each score."""
+    """Return the (numerator, denominator) that one example adds to each score."""
     parts: dict[str, tuple[float, float]] = {}
     if "nll" in line:
         parts["loss"] = (line["nll"], line["targets"])
@@ -43,7 +43,7 @@ def scores_of(lines: Sequence[Line]) -> dict[str, float]:
 
 
 def differences(ours: Sequence[Line], theirs: Sequence[Line], groups: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return {score: value, low, high} of ours minus theirs, line by line of the same examples.
+    """Return {score: {value, low, high}} of ours minus theirs; both hold a line for each of the same examples.
 
     `low` and `high` bound the middle 95 % of the differences in resamples of the groups, drawn with replacement.
     """
@@ -62,7 +62,7 @@ def differences(ours: Sequence[Line], theirs: Sequence[Line], groups: Sequence[i
 
 
 def grouped(parts: Sequence[Parts], group: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Return for each score the sums of (numerator, denominator) in each group, (groups, 2)."""
+    """Return for each score the summed (numerator, denominator) of every group, (groups, 2)."""
     tables: dict[str, NDArray[np.float64]] = {}
     for g, part in zip(group, parts, strict=True):
         for name, pair in part.items():
@@ -71,7 +71,7 @@ def grouped(parts: Sequence[Parts], group: NDArray[np.int64]) -> dict[str, NDArr
 
 
 def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return numerators by denominators, NaN where a resample holds none of what is scored."""
+    """Return numerators divided by denominators, NaN where a resample holds nothing that is scored."""
     with np.errstate(invalid="ignore", divide="ignore"):
         quotient: NDArray[np.float64] = sums[:, 0] / sums[:, 1]
     return quotient

@@ -1,7 +1,7 @@
-"""Measuring a model on examples: one line of predictions.jsonl for each, on several ranks, gone on with after a stop.
+"""Measure a model on examples, over several ranks: one line of predictions.jsonl per example. A stopped run resumes.
 
-A line holds what the scores are made of: the sum of nll (nats), right guesses and targets of the example, and the
-answer with the format's scores where there are references. Everything else follows from the lines (bootstrap.py).
+A line holds what the scores are computed from: the example's sum of nll (nats), its right guesses and its targets. If
+the example has references, the line also holds the answer and the format's scores. bootstrap.py computes the rest.
 """
 
 import json
@@ -31,7 +31,7 @@ Score = Callable[[str, Sequence[str]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured: examples, how they are answered, how the answer to each is scored; and on which ranks."""
+    """What to measure: examples, how to decode the answers, one scoring function per example, and the ranks."""
 
     examples: Sequence[Example]
     decoding: DecodingSettings
@@ -39,9 +39,9 @@ class Measurement:
     world: World
 
     def __call__(self, load: Callable[[], LoadedModel], path: Path, settings: Mapping[str, Any]) -> list[Line]:
-        """Return a line for every example, in their order, and leave them in `path`. Collective.
+        """Return one line per example, in the order of the examples, and write them to `path`. Collective.
 
-        Lines in `path` that were made with the same `settings` are kept; the model is loaded only for what is left.
+        Lines in `path` that were made with the same `settings` are kept. The model is loaded only if examples are left.
         """
         folder = path.with_name(f".{path.stem}.parts")
         done = self.world.broadcast(self._earlier(path, folder, settings) if self.world.is_main else {})
@@ -66,7 +66,7 @@ class Measurement:
         return [done[i] for i in range(len(self.examples))]
 
     def _earlier(self, path: Path, folder: Path, settings: Mapping[str, Any]) -> dict[int, Line]:
-        """Return the lines of earlier, perhaps unfinished, measurements with these settings; clear away any others."""
+        """Return the lines of earlier, perhaps unfinished, measurements with these settings; delete all others."""
         folder.mkdir(parents=True, exist_ok=True)
         stamp = folder / "settings.json"
         now = json.dumps(dict(settings), sort_keys=True)
@@ -75,7 +75,7 @@ class Measurement:
                 old.unlink(missing_ok=True)
             stamp.write_text(now, encoding="utf-8")
         done = read_parts(folder) | {line["index"]: line for line in read_jsonl(path)}
-        if len(done) < len(self.examples):  # one file of what is there, so that no torn line is written on to
+        if len(done) < len(self.examples):  # rewrite the lines, so that nothing is appended to a torn one
             for part in folder.glob("*.jsonl"):
                 part.unlink()
             if done:
@@ -83,7 +83,7 @@ class Measurement:
         return done
 
     def _mine(self, todo: Sequence[int]) -> list[int]:
-        """Return this rank's share: whole prefix groups, about as many tokens as any other's."""
+        """Return this rank's share: whole prefix groups, with about as many tokens as every other rank."""
         members: dict[int, list[int]] = {}
         for i in todo:
             members.setdefault(self.examples[i].group, []).append(i)
@@ -92,7 +92,7 @@ class Measurement:
         return [i for g in assign_to_ranks(costs, self.world.size)[self.world.rank] for i in groups[g]]
 
     def _lines(self, loaded: LoadedModel, mine: Sequence[int]) -> Iterator[Line]:
-        """Yield a line for each of these examples as soon as it is whole."""
+        """Yield the line of each of these examples as soon as it is complete."""
         examples = [self.examples[i] for i in mine]
         sums = losses(loaded.scorer, examples, self.decoding.batch_size)
         lines = [
@@ -141,7 +141,7 @@ def losses(scorer: Scorer, examples: Sequence[Example], batch_size: int) -> NDAr
 
 
 def endings(examples: Sequence[Example], tokenizer: Any) -> frozenset[int]:
-    """Return the special tokens with which examples end: what a conversation's last turn closes with, for one."""
+    """Return the special tokens that examples end with, such as the one that closes a conversation's last turn."""
     special = set(tokenizer.all_special_ids)
     return frozenset(int(e.tokens[-1]) for e in examples if e.supervised[-1] and int(e.tokens[-1]) in special)
 

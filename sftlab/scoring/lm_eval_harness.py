@@ -1,6 +1,6 @@
-"""The LM Evaluation Harness in this process: its tasks, its prompts and its scoring, on a model that is loaded already.
+"""The LM Evaluation Harness in this process: its tasks, prompts and scoring, on a model that is already loaded.
 
-Source: https://github.com/EleutherAI/lm-evaluation-harness. The numbers are those of its own command line.
+Source: https://github.com/EleutherAI/lm-evaluation-harness. Its own command line gives the same numbers.
 """
 
 import logging
@@ -14,7 +14,7 @@ from sftlab.inference.loaded_model import LoadedModel
 
 @dataclass(frozen=True)
 class Task:
-    """What one task gave: its scores as the harness reports them, and a line for each document."""
+    """The result of one task: its scores as the harness reports them, and one line per document."""
 
     scores: Mapping[str, float]
     lines: Sequence[Mapping[str, Any]]
@@ -31,7 +31,8 @@ def run_tasks(
 ) -> dict[str, Task]:
     """Return each task's results, by name.
 
-    Raises: ModuleNotFoundError where the harness is not installed, ValueError for a task that it does not know.
+    Raises: ValueError if the harness is not installed or does not know a task; FileNotFoundError if `tasks_path` is no
+    folder.
     """
     try:
         from lm_eval import simple_evaluate
@@ -65,7 +66,7 @@ def run_tasks(
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return a task's numbers under the harness's names, without the filter where that is none: `acc`, `acc_stderr`."""
+    """Return a task's numbers by the harness's names, without the suffix `,none` (no filter): `acc`, `acc_stderr`."""
     return {
         name.removesuffix(",none"): float(value)
         for name, value in result.items()
@@ -74,7 +75,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def lines_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each document: what was asked and answered, and its scores, all filters' in one line."""
+    """Return one line per document: its prompt, target and answer, and the scores of all filters."""
     lines: dict[int, dict[str, Any]] = {}
     for s in samples:
         line = lines.setdefault(

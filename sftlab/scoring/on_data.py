@@ -1,4 +1,4 @@
-"""A model scored on labelled data: predictions.jsonl, scores.json and a table; the base model beside it where asked."""
+"""Score a model on labelled data, and its base model if asked: predictions.jsonl, scores.json and a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,17 +22,17 @@ from sftlab.training.run import quiet_libraries
 
 
 def evaluate_on_data(trained: TrainedModel, given: Mapping[Any, Any], option: str | None) -> None:
-    """Measure the model, and its base where asked, on a data option; leave lines and scores, show a table.
+    """Measure the model, and its base if asked, on a data option; write lines and scores, and show a table.
 
-    `option` names the data option; None stands for the run's own validation data.
+    `option` names the data option; None means the run's own validation data.
     """
     if not given["data"]:
-        raise ValueError(f"run={given['run']} names a model without its run's data: say which, data=squad for one")
+        raise ValueError(f"run={given['run']} names a model without its run's data: name some, such as data=squad")
     name = option or own_name(trained)
     data = component("data", given["data"])
     if option is None and not data.has_validation:
-        raise ValueError("the run has no validation data of its own: name some, data.val_path=FILE or another data=")
-    part = f"-{given['limit']}" if given["limit"] else ""  # a quick look leaves what the whole gave alone
+        raise ValueError("the run has no validation data of its own: set data.val_path=FILE or another data=")
+    part = f"-{given['limit']}" if given["limit"] else ""  # so that a quick look overwrites nothing
     folder = Path(given["output_dir"] or trained.folder / "evaluate" / f"{name}{part}")
     tokenizer = trained.load_tokenizer()
     of_run = (trained.config or {}).get("evaluation", {}).get("max_new_tokens") if option is None else None
@@ -75,14 +75,14 @@ def evaluate_on_data(trained: TrainedModel, given: Mapping[Any, Any], option: st
 
 
 def chosen_of(examples: ExampleSet, limit: int | None) -> list[int]:
-    """Return which examples to measure: all, or a sample of them, which is the same every time, in the data's order."""
+    """Return which examples to measure, in the data's order: all, or a sample that is the same every time."""
     if limit is None:
         return list(range(len(examples)))
     return sorted(int(i) for i in shuffled(len(examples), 0, 0)[:limit])
 
 
 def score_of(formats: Mapping[str, Format], source: str) -> Score:
-    """Return what scores the answers to a source's examples; the names of a mixture's scores begin with the source."""
+    """Return the function that scores a source's answers; a mixture's score names begin with the source."""
 
     def score(answer: str, references: Sequence[str]) -> dict[str, float]:
         return {
@@ -94,7 +94,7 @@ def score_of(formats: Mapping[str, Format], source: str) -> Score:
 
 
 def own_name(trained: TrainedModel) -> str:
-    """Return what the run's data is called: its option, by the overrides or by its path; else `validation`."""
+    """Return a name for the run's data: its option, found by the overrides or by its path, else `validation`."""
     assert trained.config is not None
     overrides = trained.run_dir and trained.run_dir / "overrides.yaml"
     if overrides and overrides.is_file():

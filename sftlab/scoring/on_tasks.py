@@ -1,4 +1,4 @@
-"""A model scored on tasks of the LM Evaluation Harness: the same files and table as on data, one folder per task."""
+"""Score a model on tasks of the LM Evaluation Harness: the same files and table as on data, one folder per task."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from sftlab.training.run import quiet_transformers
 
 
 def evaluate_on_tasks(trained: TrainedModel, given: Mapping[Any, Any]) -> None:
-    """Run tasks of the LM Evaluation Harness on the model, and on its base where asked."""
+    """Run tasks of the LM Evaluation Harness on the model, and on its base if asked."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tasks= runs in one process: start it without torchrun")
     quiet_transformers()

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind and shows: scores.json, and the same as a table."""
+"""The results of an evaluation: scores.json, and the same numbers as a table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,10 @@ def compare_scores(
     scores: Mapping[str, float] | None = None,
     base_scores: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores of a model, those of its base and the differences, each with its interval.
+    """Return the scores of a model and, if `base` is given, those of its base and the differences with intervals.
 
-    `scores` are given where they are not the lines' means (the harness's); without `groups` every line is its own.
+    Scores are computed from the lines unless they are given: the harness computes its own. Without `groups` every line
+    is a group of its own.
     """
     report: dict[str, Any] = {"examples": len(lines), "scores": dict(scores or scores_of(lines))}
     if base is not None:
@@ -32,7 +33,7 @@ def compare_scores(
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write scores.json whole."""
+    """Write scores.json in one step."""
     write_json(path, report)
 
 

@@ -1,1 +1,1 @@
-"""Serving: an OpenAI-compatible server for one model, by transformers in this process or by vLLM in its own."""
+"""Serving: an OpenAI-compatible server for one model, in this process (transformers) or in one of its own (vLLM)."""

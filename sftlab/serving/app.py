@@ -1,6 +1,6 @@
 """The HTTP side of the transformers engine: /health, /v1/models, /v1/completions and /v1/chat/completions.
 
-Handlers are plain functions, which Starlette runs in threads, so that /health answers while a model thinks.
+Answers are generated in threads, so that /health responds while the model generates.
 """
 
 import json
@@ -54,7 +54,7 @@ def make_app(engine: Engine, model: str) -> Starlette:
 
 
 class Answer(ABC):
-    """What one request gets: its answers, whole or in pieces."""
+    """The answers to one request, whole or in pieces."""
 
     whole: str
     piece: str
@@ -68,7 +68,7 @@ class Answer(ABC):
         max_tokens: int | None,
         ends: frozenset[int],
     ) -> None:
-        """Raise RequestError, before anything is sent, for a prompt without room or a token that does not exist."""
+        """Raise RequestError before anything is sent if a prompt does not fit or holds an unknown token."""
         self.engine, self.model, self.request, self.prompts, self.ends = engine, model, request, prompts, ends
         self.how = sampling(engine, request, max_tokens)
         try:
@@ -92,7 +92,7 @@ class Answer(ABC):
                 yield i, piece
 
     def body(self) -> dict[str, Any]:
-        """Return the whole answer."""
+        """Return all answers whole, as one response body."""
         texts, last = [""] * len(self.prompts), [Piece("")] * len(self.prompts)
         for i, piece in self.pieces():
             texts[i], last[i] = texts[i] + piece.text, piece
@@ -101,7 +101,7 @@ class Answer(ABC):
         return envelope(self.whole, self.model, choices, usage=counts)
 
     def events(self) -> Generator[str, None, None]:
-        """Yield the answer as server-sent events. An error ends the stream, as an event of its own."""
+        """Yield the answers as server-sent events. An error becomes an event and ends the stream."""
         head = envelope(self.piece, self.model, [])
         started: set[int] = set()
         total = 0
@@ -119,7 +119,7 @@ class Answer(ABC):
 
 
 class Completions(Answer):
-    """Continuations of texts, or of tokens."""
+    """Continuations of prompts, each given as text or as tokens."""
 
     whole = piece = "text_completion"
 
@@ -137,17 +137,17 @@ class Completions(Answer):
 
 
 class Chat(Answer):
-    """The assistant's next words."""
+    """The assistant's next turn."""
 
     whole, piece = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, engine: Engine, model: str, request: ChatRequest) -> None:
         talk = engine.loaded
         if not talk.tokenizer.chat_template:
-            raise RequestError("this model has no chat template: it continues texts, POST /v1/completions")
+            raise RequestError("this model has no chat template: it only continues text: use /v1/completions")
         try:
             prompt = talk.encode_chat([m.plain() for m in request.messages]).tolist()
-        except Exception as error:  # a template's own raise_exception, and whatever jinja meets in it
+        except Exception as error:  # from the template's raise_exception, or from jinja itself
             raise RequestError(f"the chat template refuses these messages: {error}") from error
         max_tokens = request.max_completion_tokens or request.max_tokens
         super().__init__(engine, model, request, [prompt], max_tokens, talk.turn_ends())
@@ -163,7 +163,7 @@ class Chat(Answer):
 
 
 def sampling(engine: Engine, request: Request, max_tokens: int | None) -> Sampling:
-    """Return how to choose tokens: what the request says, else what the model's generation_config does."""
+    """Return how to choose tokens: by the request's settings, else by the model's generation_config."""
     asked = {key: getattr(request, key) for key in ("temperature", "top_p", "top_k")}
     chosen = engine.defaults() | {key: value for key, value in asked.items() if value is not None}
     return Sampling(max_tokens=max_tokens, seed=request.seed, stop=request.stops, **chosen)
@@ -185,7 +185,7 @@ async def respond(answer: Answer) -> Response:
 
 
 async def close_with(events: Generator[str, None, None]) -> AsyncIterator[str]:
-    """Yield events; the generation ends where the client goes away."""
+    """Yield events; end the generation when the client disconnects."""
     try:
         async for item in iterate_in_threadpool(events):
             yield item
@@ -199,13 +199,13 @@ def event(body: dict[str, Any]) -> str:
 
 
 async def refused(_: HttpRequest, error: Exception) -> Response:
-    """Answer a request that cannot be answered."""
+    """Return the response to a request that is refused."""
     assert isinstance(error, RequestError)
     return JSONResponse(error.body(), status_code=error.status)
 
 
 async def not_there(http: HttpRequest, error: Exception) -> Response:
-    """Answer a request for a path or a method that there is none of."""
+    """Return the response to a request for an unknown path or method."""
     assert isinstance(error, HTTPException)
     known = "/health, /v1/models, /v1/completions and /v1/chat/completions"
     said = RequestError(f"{http.method} {http.url.path}: {error.detail}; this server has {known}", error.status_code)
@@ -213,5 +213,5 @@ async def not_there(http: HttpRequest, error: Exception) -> Response:
 
 
 async def failed(_: HttpRequest, error: Exception) -> Response:
-    """Answer a request that broke the server; the traceback is in its log."""
+    """Return the response to a request that broke the server; the log holds the traceback."""
     return JSONResponse(RequestError(f"{type(error).__name__}: {error}", 500).body(), status_code=500)

@@ -1,6 +1,6 @@
-"""The transformers engine: one model in this process, which answers one request at a time, as a stream of text.
+"""The transformers engine: one model in this process. It answers one request at a time, as a stream of text.
 
-Greedy answers are those of `model.generate`, which does the work; for many users at once vLLM is the engine.
+`model.generate` does the work, so greedy answers are the same as its own. Use vLLM for many users at once.
 """
 
 import threading
@@ -15,12 +15,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from sftlab.inference.loaded_model import LoadedModel
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder returns for a character whose bytes are not all there yet
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoders return it for a character whose bytes are incomplete
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens. Greedy at temperature 0; `top_k` 0 and `top_p` 1 leave all of them."""
+    """How to choose tokens. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 keep all tokens."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -40,7 +40,7 @@ class Piece:
 
 
 class Engine:
-    """A loaded model, asked for one answer after the other."""
+    """A loaded model that generates one answer at a time."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.model = loaded, loaded.scorer.model
@@ -48,7 +48,7 @@ class Engine:
         self.turn = threading.Lock()
 
     def defaults(self) -> dict[str, Any]:
-        """Return what the model's own generation_config asks for, where it asks for sampling, as vLLM takes it too."""
+        """Return the settings of the model's generation_config if it asks for sampling. vLLM uses them too."""
         own = self.model.generation_config
         found = {key: getattr(own, key, None) for key in ("temperature", "top_p", "top_k")}
         return {key: value for key, value in found.items() if value is not None and own.do_sample}
@@ -72,7 +72,7 @@ class Engine:
     def answer(self, prompt: Sequence[int], how: Sampling, ends: frozenset[int]) -> Iterator[Piece]:
         """Yield the answer piece by piece, as it is generated; closing the iterator ends the generation.
 
-        Raises: ValueError if the model's context does not hold it.
+        Raises: ValueError if `check` refuses the prompt.
         """
         room = self.check(prompt, how.max_tokens)
         tokens = _Tokens()
@@ -134,7 +134,7 @@ class Engine:
 
 
 class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
-    """The tokens of a generation in another thread, as they come; `stopped` ends it."""
+    """The tokens that another thread generates, as they come. Setting `stopped` ends the generation."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
@@ -142,7 +142,7 @@ class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
         self.skipped = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take tokens from `generate`, which shows the prompt first."""
+        """Take tokens from `generate`. Its first call passes the prompt, which is skipped."""
         if self.skipped:
             for token in value.reshape(-1).tolist():
                 self.queue.put(int(token))
@@ -153,11 +153,11 @@ class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
         self.queue.put(None)
 
     def fail(self, error: BaseException) -> None:
-        """Raise this where the tokens are read."""
+        """Raise `error` in the thread that reads the tokens."""
         self.queue.put(error)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **rest: Any) -> torch.Tensor:
-        """Whether to stop, for each row."""
+        """Return for each row whether to stop."""
         return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
 
     def __iter__(self) -> Iterator[int]:
@@ -168,5 +168,5 @@ class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """Return how many characters at a text's end may begin a stop, so that they cannot be shown yet."""
+    """Return how many characters at the end of `text` may begin a stop. They cannot be shown yet."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

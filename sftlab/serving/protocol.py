@@ -1,7 +1,6 @@
-"""The OpenAI protocol, as far as the transformers engine speaks it: requests checked, answers and errors shaped.
+"""The part of the OpenAI protocol that the transformers engine supports: request checks, answers and errors.
 
-What a request asks for and this engine does not do is refused by name: an ignored `logprobs` or `n` would be answered
-wrongly and in silence.
+A request for an unsupported feature is refused by name: ignoring `logprobs` or `n` would silently give a wrong answer.
 """
 
 import time
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # with the values that ask for nothing
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # each with the values that ask for nothing
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -29,7 +28,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # with the values that ask for noth
 
 
 class RequestError(Exception):
-    """What the client should do otherwise, with the HTTP status."""
+    """An error for the client: what to change, with the HTTP status."""
 
     def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
@@ -42,13 +41,13 @@ class RequestError(Exception):
 
 
 class StreamOptions(BaseModel):
-    """What a stream ends with."""
+    """Whether a stream ends with the token counts."""
 
     include_usage: bool = False
 
 
 class Request(BaseModel):
-    """What both kinds of request have. None is the model's own default."""
+    """The fields of both kinds of request. None means the model's own default."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -69,20 +68,20 @@ class Request(BaseModel):
 
 
 class CompletionRequest(Request):
-    """POST /v1/completions: continue a text, or tokens."""
+    """POST /v1/completions: continue prompts of text or tokens."""
 
     prompt: str | Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1)]
     max_tokens: int | None = Field(16, ge=1)  # the protocol's own default
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
-        """The prompts, each a text or tokens."""
+        """The prompts, each as text or as tokens."""
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return cast("list[str | list[int]]", self.prompt if several else [self.prompt])
 
 
 class Part(BaseModel):
-    """A piece of a message; only text is understood."""
+    """A piece of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -95,13 +94,13 @@ class Message(BaseModel):
     content: str | list[Part]
 
     def plain(self) -> dict[str, str]:
-        """Return the message as a chat template takes it."""
+        """Return the message in the form that a chat template takes."""
         content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
         return {"role": self.role, "content": content}
 
 
 class ChatRequest(Request):
-    """POST /v1/chat/completions: the assistant's next words."""
+    """POST /v1/chat/completions: the assistant's next turn."""
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -112,7 +111,7 @@ R = TypeVar("R", bound=Request)
 
 
 def parse(kind: type[R], body: Any, model: str) -> R:
-    """Return a request. Raises: RequestError that names the field, what it holds and what is taken."""
+    """Return the checked request. Raises: RequestError that names the field and why it is refused."""
     if not isinstance(body, Mapping):
         raise RequestError("the body must be a JSON object")
     for name, neutral in UNSUPPORTED.items():
@@ -129,7 +128,7 @@ def parse(kind: type[R], body: Any, model: str) -> R:
 
 
 def envelope(kind: str, model: str, choices: Sequence[Mapping[str, Any]], **rest: Any) -> dict[str, Any]:
-    """Return an answer, or a piece of one, around its choices."""
+    """Return the response that holds `choices`: a whole answer, or a piece of a stream."""
     prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
     head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
     return {**head, "choices": list(choices), **rest}

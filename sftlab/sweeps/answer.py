@@ -35,7 +35,7 @@ def show_answer(found: Sweep, metric: str, score: str, write: bool, console: Con
     if groups[0].best is not None:
         file = best_yaml.write_best(found.folder, choices(groups[0].best), about(groups[0], found, metric, score))
         console.print(
-            f"\nthe winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})"
+            f"\nrun the winner again: python -m sftlab.train --config-dir {found.folder} experiment=best  ({file})"
         )
     console.print(f"report: {report.write_page(found, groups, metric, score)}")
 

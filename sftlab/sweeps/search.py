@@ -56,7 +56,7 @@ class Settings:
             raise ValueError(f"sweeper.pruner={self.pruner}: expected hyperband or null")
         if self.pruner and not self.eval_every and self.metric.startswith("val/"):
             raise ValueError(
-                f"sweeper.pruner=hyperband judges trials by {self.metric} on their way, and trainer.eval_every=0 "
+                f"sweeper.pruner=hyperband judges trials by {self.metric} while they run, but trainer.eval_every=0 "
                 "measures it at the end only: set trainer.eval_every, or sweeper.pruner=null"
             )
 

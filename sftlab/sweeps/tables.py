@@ -63,7 +63,7 @@ def importance(found: Importance, sweep: Sweep) -> list[str]:
     """Return the lines on what mattered."""
     if not found.shares:
         return []
-    lines = [f"\nshare of the variance of {found.num_scores} scores between its levels (by chance alone)"]
+    lines = [f"\nshare of the variance of {found.num_scores} scores between a setting's values (by chance alone)"]
     width = max(len(s.name) for s in found.shares)
     lines += [f"  {s.name:<{width}}  {s.share:6.1%}  ({s.chance:.1%})" for s in found.shares]
     if found.noise is not None:
@@ -85,7 +85,7 @@ def failures(sweep: Sweep) -> list[str]:
     if lines:
         again = f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"
         if sweep.is_search:
-            again = f"a search continues by its own command with\n  hydra.sweep.dir={sweep.folder}"
+            again = f"continue the search with its own command and\n  hydra.sweep.dir={sweep.folder}"
         lines = ["", *lines, again]
     return lines
 

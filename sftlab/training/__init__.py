@@ -1,1 +1,1 @@
-"""What happens in a run: built from its config, trained step by step, validated, stopped in good order."""
+"""A run from start to end: built from its config, trained step by step, validated, stopped in good order."""

@@ -1,7 +1,7 @@
 """The wiring diagram: from a composed config to the parts of a run. The one place that calls hydra.utils.instantiate.
 
-Every node with settings names the constructor it goes to (`_target_`), whose signature is its schema; the parts know
-nothing of configs. They are made in the order in which data flows.
+Every node with settings names its constructor (`_target_`), whose signature is its schema. The parts do not know about
+configs. They are built in the order in which data flows.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from torch.utils._triton import has_triton
 
 from sftlab.checkpoints.hugging_face import broadcast_weights, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
@@ -34,11 +35,11 @@ from sftlab.training.throughput import Throughput
 from sftlab.training.trainer import Trainer
 from sftlab.training.validation import AnswerEvaluator, Evaluator, LossEvaluator, sample
 
-MICROBATCH_TOKENS = 4096  # of one rank, where neither data.row_length nor trainer.rows_per_microbatch says otherwise
+MICROBATCH_TOKENS = 4096  # per rank, unless data.row_length or trainer.rows_per_microbatch says otherwise
 
 
 def component(path: str, node: Any) -> Any:
-    """Return the one component that a node of a config describes, such as a run's `data.format`; `path` names it."""
+    """Return the component that a node of a config describes. `path` is the node's key, such as `data.format`."""
     check_node(path, node)
     return instantiate(node, _convert_="all")
 
@@ -66,16 +67,17 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     tokenizer, train, val = read_data(model, data, model_config)
 
     scorer = Scorer(skeleton(model_config))
+    compiled = compiles(settings.compile, world.device)
     scorer = parts["parallel"](
-        scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
+        scorer, world, compile=compiled, activation_checkpointing=settings.activation_checkpointing
     )
-    broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
+    generation = broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
     probe(scorer, data.layout, world.device)
     optimizer = parts["optim"](scorer)
 
     row_layout = make_row_layout(data, settings, tokenizer, train, val, world.device, world.rank, world.size)
     if row_layout.fixed_shapes:
-        expect_shapes(2 * NUM_LENGTHS)  # each with gradients and, in evaluation, without
+        expect_shapes(2 * NUM_LENGTHS)  # each once with gradients, and once without for evaluation
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.group_by_prefix)
     max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
 
@@ -89,7 +91,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         rewind=claim.rewind,
         identity={"data": train.fingerprint},
         anyway=config.get("resume_despite_changes", False),
-        sidecar=partial(write_all_but_weights, scorer, tokenizer),
+        sidecar=partial(write_all_but_weights, scorer, tokenizer, generation=generation),
     )
     trainer = Trainer(
         scorer=scorer,
@@ -117,7 +119,7 @@ def evaluate_on(
     row_layout: RowLayout,
     world: World,
 ) -> list[Evaluator]:
-    """Return what evaluates on the validation examples: their loss, and answers to a sample of each source's."""
+    """Return the evaluators of the validation examples: the loss, and answers to a sample of each source."""
     data, evaluation = parts["data"], parts["evaluation"]
     plan = Plan(val.groups, parts["trainer"].batch_size, 0, shuffle=False, group_by_prefix=data.group_by_prefix)
     evaluators: list[Evaluator] = [LossEvaluator(scorer, val, plan, row_layout, world)]
@@ -131,7 +133,7 @@ def evaluate_on(
 def preview_parts(
     config: Mapping[str, Any], device: torch.device
 ) -> tuple[Any, ExampleSet, ExampleSet | None, Plan, RowLayout]:
-    """Return the tokenizer, the examples of training and validation, the plan and the layout of a run of one rank."""
+    """Return the tokenizer, the training and validation examples, the plan and the row layout of a one-rank run."""
     parts = instantiate({name: config[name] for name in ("model", "data", "trainer")}, _convert_="all")
     model, data, settings = parts["model"], parts["data"], parts["trainer"]
     tokenizer, train, val = read_data(model, data, model.load_config(device))
@@ -146,6 +148,11 @@ def read_data(model: Any, data: Any, model_config: Any) -> tuple[Any, ExampleSet
     check_vocabulary(model_config, tokenizer)
     longest = model_config.get_text_config().max_position_embeddings
     return tokenizer, *data.examples(tokenizer, min(data.max_length or longest, longest))
+
+
+def compiles(setting: bool | str, device: torch.device) -> bool:
+    """Return whether the decoder blocks are compiled: as told; for `auto` on CUDA where Triton is installed."""
+    return setting if isinstance(setting, bool) else device.type == "cuda" and has_triton()
 
 
 def make_row_layout(
@@ -170,6 +177,6 @@ def make_row_layout(
         rank=rank,
         num_ranks=num_ranks,
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        fixed_shapes=settings.compile or cuda,
+        fixed_shapes=cuda or compiles(settings.compile, device),
         pin_memory=cuda,
     )

@@ -1,6 +1,6 @@
 """The console: what a person sees of a run. Rich on a terminal, plain lines elsewhere and in train.log.
 
-On rank 0 only; other ranks have a console that says nothing.
+Only rank 0 prints; the console of another rank is quiet.
 """
 
 import time
@@ -16,7 +16,7 @@ from rich.text import Text
 from sftlab.common.secrets import strike
 from sftlab.common.words import duration, end_of, one_line
 
-if TYPE_CHECKING:  # it brings torch, and commands that only show something take words from here
+if TYPE_CHECKING:  # it imports torch
     from sftlab.training.validation import Sample
 
 SHOWN_SAMPLES = 3
@@ -39,11 +39,13 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.terminal.print(text, markup=False, soft_wrap=not self.terminal.is_terminal)  # words whole, or lines
+        self.terminal.print(
+            text, markup=False, soft_wrap=not self.terminal.is_terminal
+        )  # wrap at words on a terminal, keep whole lines elsewhere
         self._write(text)
 
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
-        """Show what will run: a table on a terminal, a line each elsewhere."""
+        """Show what will run: a table on a terminal, one line per fact elsewhere."""
         lines = "\n".join([title, *(f"  {name:<14} {value}" for name, value in facts.items())])
         if not self.terminal.is_terminal:
             return self.say(lines)
@@ -60,7 +62,7 @@ class Console:
         self._write(plain)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a logged step: one live line on a terminal, a line each elsewhere."""
+        """Show a logged step: one live line on a terminal, one line per step elsewhere."""
         now_s = time.perf_counter()
         self.first = self.first or (step, now_s)
         first_step, first_s = self.first
@@ -80,7 +82,7 @@ class Console:
             self.say(line)
 
     def evaluation(self, step: int, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
-        """Show scores, beside those of the first evaluation once there are later ones; remember the samples."""
+        """Show scores, next to those of the first evaluation if it was earlier; remember the samples."""
         if self.before is None:
             self.before, self.first_samples = dict(scores), {s.id: s for s in samples}
         table = Table(title=f"step {step}", title_justify="left", box=None, padding=(0, 2, 0, 0))

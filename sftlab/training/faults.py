@@ -1,4 +1,4 @@
-"""Faults that end a run, in words that say what happened and what to change."""
+"""Errors that end a run, in words that say what happened and what to change."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ LOST = (
 
 
 class NonFinite(ArithmeticError):
-    """A loss or gradient that is not a number. Raised on every rank, since both are sums over all."""
+    """A loss or gradient that is not a number. Raised on every rank, because both are sums over all ranks."""
 
     def __init__(self, step: int, loss: float, norm: float, ids: Sequence[str], skipped: int) -> None:
         before = f" {skipped} earlier steps were skipped (trainer.skip_nonfinite)." if skipped else ""
         super().__init__(
             f"step {step}: the loss is {loss} and the gradient norm {norm}; the update was not made.{before} Examples "
-            f"of this step: {shown(ids)}. Lower optim.lr, look at these rows, or let trainer.skip_nonfinite=N steps go "
-            "by; the last checkpoint is as it was"
+            f"of this step: {shown(ids)}. Lower optim.lr, look at these rows, or skip up to N such steps with "
+            "trainer.skip_nonfinite=N; the last checkpoint is intact"
         )
 
 
@@ -43,7 +43,7 @@ def shown(ids: Sequence[str], most: int = 8) -> str:
 
 @contextmanager
 def memory_for(batch: Batch) -> Iterator[None]:
-    """Turn running out of memory with this microbatch into OutOfMemory."""
+    """Turn an out-of-memory error in this microbatch into OutOfMemory."""
     try:
         yield
     except RuntimeError as error:
@@ -59,7 +59,7 @@ def memory_for(batch: Batch) -> Iterator[None]:
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Turn the network's complaint about a rank that is gone into RankLost."""
+    """Turn the network's error about a rank that has ended into RankLost."""
     try:
         yield
     except RuntimeError as error:
@@ -67,5 +67,5 @@ def lost_ranks() -> Iterator[None]:
             raise
         raise RankLost(
             "another rank has ended (killed, out of memory, or an error of its own: its output says which), so this "
-            f"one cannot go on. The last checkpoint is as it was; the same command resumes\n  {error}"
+            f"one cannot continue. The last checkpoint is intact; the same command resumes\n  {error}"
         ) from error

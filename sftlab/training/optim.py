@@ -1,4 +1,4 @@
-"""Optimisers: built over a sharded scorer's parameters, decay only where it belongs."""
+"""Optimisers over a sharded scorer's parameters, with weight decay only where it belongs."""
 
 from torch import nn
 from torch.optim import AdamW, Optimizer

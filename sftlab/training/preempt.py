@@ -1,8 +1,8 @@
-"""Stopping on a signal: noted at any moment, agreed on by all ranks at a step boundary, acted on after the save.
+"""Stop on a signal: note it at any moment, agree on it over all ranks at a step boundary, obey it after the save.
 
-Submitit's own handler saves and requeues from inside the signal, in the middle of a step and on rank 0 only, where a
-collective save deadlocks (https://github.com/facebookresearch/fairchem, train_runner.py). Here it is remembered and
-called once everything is saved. The trainer decides when; the SLURM launcher puts Submitit's handler in place before.
+Submitit's own handler saves and requeues inside the signal, in the middle of a step and on rank 0 only, where a
+collective save deadlocks (https://github.com/facebookresearch/fairchem, train_runner.py). Here that handler is kept and
+called after everything is saved. The trainer decides when. Submitit installs its handler before ours.
 """
 
 import os
@@ -15,23 +15,23 @@ from typing import Any, NoReturn
 
 from sftlab.parallel.world import World
 
-STOPPED = 75  # EX_TEMPFAIL: not done, saved, worth another try
-# In rising order: where ranks were told different things, the greatest counts.
+STOPPED = 75  # EX_TEMPFAIL: saved but not finished, so worth another try
+# In rising order: if ranks got different signals, the greatest counts.
 CAUSES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 SAME_CTRL_C_S = 1.0  # torchrun passes on a Ctrl-C that the terminal may have given to every process already
 REQUEUE_WAIT_S = 60.0
 
 
 class StopSignal:
-    """Whether this run was told to stop. Installed by `with`, on the main thread; the handlers before it come back.
+    """Whether this run was told to stop. `with` installs it on the main thread and restores the handlers after.
 
-    `go_on` is the command that takes the run up again, for people.
+    `go_on` is the command that resumes the run, shown to people.
     """
 
     def __init__(self, world: World, go_on: str) -> None:
         self.world = world
         self.go_on = go_on
-        self.noted = 0  # 1 + the place in CAUSES; 0 for none
+        self.noted = 0  # 1 + the index in CAUSES; 0 for none
         self.interrupted_s = 0.0
         self.previous: dict[signal.Signals, Any] = {}
 
@@ -51,7 +51,7 @@ class StopSignal:
                 signal.raise_signal(signal.SIGINT)
             if not self.interrupted_s:
                 self.interrupted_s = now_s
-                if self.world.is_main:  # not print: it may be what was interrupted
+                if self.world.is_main:  # print itself may be what was interrupted
                     os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
         self.noted = max(self.noted, 1 + CAUSES.index(signal.Signals(number)))
 
@@ -61,22 +61,22 @@ class StopSignal:
         return self.noted > 0
 
     def leave(self, say: Callable[[str], None]) -> NoReturn:
-        """End this process, everything being saved. Collective; called once `agreed` has said so.
+        """End this process after everything is saved. Collective; called when `agreed` returns True.
 
         After SIGUSR2 under Submitit rank 0 calls Submitit's handler, which rewrites the job's pickle, requeues and
-        exits, or raises if the job may not run again; the other ranks wait for that, since a rank that ends first can
-        end the job before it is requeued. After Ctrl-C the exit code is 0, else STOPPED.
+        exits, or raises if the job may not run again. The other ranks wait, because a rank that ends first can end the
+        job before it is requeued. After Ctrl-C the exit code is 0, else STOPPED.
         """
         cause = CAUSES[self.noted - 1]
         requeue = self.previous.get(signal.SIGUSR2)
         requeues = cause == signal.SIGUSR2 and callable(requeue)
-        how = "the job is requeued" if requeues else f"go on with\n  {self.go_on}"
+        how = "the job is requeued" if requeues else f"resume with\n  {self.go_on}"
         say(f"stopped by {cause.name}; {how}")
+        self.noted = 0  # before the barrier: the requeue ends the other ranks with SIGTERM, which must not get lost
         self.world.barrier()
         if callable(requeue) and requeues and self.world.is_main:
             requeue(signal.SIGUSR2, None)
         elif requeues:
-            self.noted = 0  # the requeue ends this process with SIGTERM
             deadline_s = time.monotonic() + REQUEUE_WAIT_S
             while not self.noted and time.monotonic() < deadline_s:
                 time.sleep(0.1)
@@ -84,9 +84,9 @@ class StopSignal:
 
 
 def _deafen() -> None:
-    """Make a forked child ignore what its parent's run was told: SLURM signals every process of a step.
+    """Make a forked child ignore the signals of its parent's run: SLURM signals every process of a step.
 
-    SIGTERM ends it: multiprocessing ends its workers that way, and one that ignored it was still running after 55 s.
+    SIGTERM still ends it: multiprocessing ends its workers that way, and one that ignored it ran for 55 s more.
     """
     for cause in CAUSES:
         if isinstance(getattr(signal.getsignal(cause), "__self__", None), StopSignal):

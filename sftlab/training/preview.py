@@ -1,6 +1,6 @@
-"""The data of a run as the model will see it, before anything is paid for: examples, a forest row, the report.
+"""Show the data of a run as the model will see it, before training: examples, a forest row, the report.
 
-Reads the tokenizer and the model's config, never its weights, and writes no run directory.
+It reads the tokenizer and the model's config, never its weights. It writes no run directory.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def show_preview(config: dict[str, Any], own: Mapping[str, Any]) -> None:
     check(config)
     quiet_transformers()
     refused = config["data"]["overlong"] == "error"
-    if refused:  # train stops at the first; here all are to be seen
+    if refused:  # train stops at the first overlong example; the preview shows all
         config["data"]["overlong"] = "drop"
     device = device_of(0)
     tokenizer, train, val, plan, row_layout = preview_parts(config, device)

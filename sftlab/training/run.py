@@ -1,6 +1,6 @@
-"""A run from start to end on this rank: check, join the world, claim the directory, build, fit, leave the model behind.
+"""A run from start to end on this rank: check, join the world, claim the directory, build, fit, export the model.
 
-What every launcher calls, with a plain resolved config, in every process.
+Every launcher calls this in every process, with a plain resolved config.
 """
 
 import json
@@ -26,13 +26,13 @@ from sftlab.training.preempt import StopSignal
 
 log = logging.getLogger(__name__)
 
-REPORTED_STEPS = 8  # laid out at the start for the report on the data: all take 10 s on SQuAD, and preview does it
+REPORTED_STEPS = 8  # laid out for the report at start. All of SQuAD's take 10 s, so only preview does that
 
 
 def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
-    """Return the final validation loss (nats per target), or the training loss where there is no validation.
+    """Return the final validation loss (nats per target), or the training loss if there is no validation.
 
-    Raises: what went wrong, on every rank that met it; SystemExit where the run was told to stop.
+    Raises: the error, on every rank that met it; SystemExit if the run was told to stop.
     """
     check(config)
     run_dir = Path(config["run_dir"])
@@ -72,7 +72,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str]) -> float:
 
 
 def command_again(overrides: Sequence[str], run_dir: Path) -> str:
-    """Return the command that takes a run up again."""
+    """Return the command that resumes a run."""
     kept = [o for o in overrides if not o.startswith("run_dir=")]
     return f"python -m sftlab.train {shlex.join([*kept, f'run_dir={run_dir}'])}"
 
@@ -92,7 +92,7 @@ def claim(run_dir: Path, config: Mapping[str, Any], overrides: Sequence[str], he
 
 
 def finished_already(run_dir: Path, summary: Mapping[str, Any], here: World) -> float:
-    """Say that there is nothing left to do, and return what came of it."""
+    """Say that the run is finished, and return its score."""
     if here.is_main:
         print(
             f"run_dir={run_dir} is finished: {summary['steps']:,} steps, score {summary['score']:.4f}; nothing to do. "
@@ -118,7 +118,7 @@ def leave_model(config: Mapping[str, Any], made: Run, here: World) -> None:
 
 
 def quiet_libraries(here: World) -> None:
-    """Warnings of libraries on rank 0, errors elsewhere; progress bars on rank 0's terminal only."""
+    """Show warnings of libraries on rank 0 and errors elsewhere; progress bars only on rank 0's terminal."""
     import datasets
 
     quiet_transformers(logging.WARNING if here.is_main else logging.ERROR)
@@ -127,7 +127,7 @@ def quiet_libraries(here: World) -> None:
 
 
 def quiet_transformers(level: int = logging.WARNING) -> None:
-    """Log from `level` on, and let transformers draw no progress bars."""
+    """Log messages of at least `level`; turn off transformers' progress bars."""
     import transformers
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level)
@@ -144,7 +144,7 @@ def leave_data_report(made: Run) -> Report:
 
 
 def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]:
-    """Return in words what will run."""
+    """Return a description of what will run, by name."""
     trainer = made.trainer
     plan, here = trainer.loader.plan, trainer.world
     model = trainer.scorer.model
@@ -157,14 +157,14 @@ def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]
         "model": f"{config['model']['name_or_path']} ({type(model).__name__}, {config['model']['init']})",
         "parameters": f"{parameter_count(model):,}, compute in {dtype}, attention {model.config._attn_implementation}",
         **data,
-        "steps": f"{trainer.max_steps:,} of {plan.batch_size} examples ({plan.steps_per_epoch:,} an epoch)",
+        "steps": f"{trainer.max_steps:,} of {plan.batch_size} examples ({plan.steps_per_epoch:,} per epoch)",
         "device": where,
         "run directory": str(made.run_dir),
     }
 
 
 def finish(made: Run, score: float, wall_s: float) -> None:
-    """Write the summary and show what came of the run."""
+    """Write the summary and show the result of the run."""
     trainer = made.trainer
     summary = {
         "status": "finished",

@@ -1,6 +1,6 @@
 """Schedules: a factor on the learning rate, each a pure function of the step.
 
-No object, so nothing to checkpoint and no way to advance twice. Step 1 is the first update, `total_steps` the last.
+A function has no state to checkpoint and cannot advance twice. Step 1 is the first update, `total_steps` the last.
 Every schedule warms up linearly: step w of `warmup_steps` has factor w / warmup_steps. A decay begins at 1 on the step
 after that, and would reach `final_ratio` on the step after the last: no update is made at a factor of 0.
 """

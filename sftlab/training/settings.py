@@ -1,4 +1,4 @@
-"""The settings of a run that are no component's own: cadence, batch, evaluation. Their types are checked here."""
+"""The settings of a run that belong to no component: cadence, batch, evaluation. Their types are checked here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """What `trainer.` takes. `batch_size` counts examples per optimiser step over all ranks.
+    """The settings under `trainer.`. `batch_size` counts examples per optimiser step over all ranks.
 
-    `max_steps`, where set, decides alone; else `epochs`. 0 for `eval_every` or `save_every` means at the end only.
+    If `max_steps` is set, `epochs` is ignored. With `eval_every` 0 the run is evaluated only before training and at the
+    end; with `save_every` 0 it is saved only at the end.
     """
 
     batch_size: int
@@ -22,7 +23,7 @@ class TrainerSettings:
     keep_checkpoints: int = 2
     on_failed_save: str = "continue"
     skip_nonfinite: int = 0
-    compile: bool = False
+    compile: bool | str = "auto"
     activation_checkpointing: bool = False
     deterministic: bool = False
 
@@ -35,7 +36,9 @@ class TrainerSettings:
         check_counts("trainer", self, least)
         if self.on_failed_save not in ("continue", "stop"):
             raise ValueError(f"trainer.on_failed_save={self.on_failed_save}: expected continue or stop")
-        for key in ("compile", "activation_checkpointing", "deterministic"):
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"trainer.compile={self.compile}: expected auto, true or false")
+        for key in ("activation_checkpointing", "deterministic"):
             if type(getattr(self, key)) is not bool:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: expected true or false")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
@@ -46,7 +49,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What `evaluation.` takes: how many validation examples are answered by generation (0: none), and how."""
+    """The settings under `evaluation.`: how many validation examples are answered by generation (0: none), and how."""
 
     num_answers: int = 64
     max_new_tokens: int = 32
@@ -57,7 +60,7 @@ class EvaluationSettings:
 
 
 def check_counts(group: str, settings: object, least: Mapping[str, int]) -> None:
-    """Raise ValueError for a setting that is no whole number, or less than the least it may be."""
+    """Raise ValueError for a setting that is not a whole number, or is below its minimum."""
     for key, low in least.items():
         value = getattr(settings, key)
         if type(value) is not int or value < low:

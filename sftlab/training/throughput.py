@@ -1,7 +1,8 @@
-"""Throughput: how fast a run goes, in numbers that cannot be mistaken for each other.
+"""Throughput: how fast a run is, in numbers that cannot be confused.
 
-`perf/tokens_per_s` counts tokens that go through the model, padding included; `perf/effective_tokens_per_s` what the
-same examples would have been in rows of their own; `perf/targets_per_s` what is learned from. All are over all ranks.
+`perf/tokens_per_s` counts tokens that go through the model, padding included. `perf/effective_tokens_per_s` counts the
+tokens that the same examples would have in rows of their own. `perf/targets_per_s` counts supervised tokens. All are
+sums over all ranks.
 """
 
 import time
@@ -21,7 +22,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "
 
 
 class Throughput:
-    """Sums over the steps since the last reading. Time in which training is paused (evaluation) does not count."""
+    """Sums over the steps since the last reading, without the time in which training was paused (evaluation)."""
 
     def __init__(self, scorer: Scorer, world: World) -> None:
         self.world = world
@@ -39,13 +40,13 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time meanwhile out."""
+        """Do not count the time spent inside."""
         paused_s = time.perf_counter()
         yield
         self.began_s += time.perf_counter() - paused_s
 
     def take_rates(self) -> dict[str, float]:
-        """Return the rates since the last reading, and begin anew."""
+        """Return the rates since the last reading, and reset the sums."""
         now_s = time.perf_counter()
         elapsed_s = max(now_s - self.began_s, 1e-9)
         names = ("examples", "tokens", "effective_tokens", "targets")
@@ -62,11 +63,11 @@ class Throughput:
 
 
 class FlopCount:
-    """Floating-point operations of a step's forward and backward, as laid out: no more than the mathematics needs.
+    """The floating-point operations that forward and backward of a step need, as the step is laid out.
 
-    6 a matmul parameter and token in the decoder blocks; 6 a head parameter and prediction, since the head runs only
-    there; 12 * width of all query heads a layer and (token, attended token) pair. Recomputation and padding count
-    nothing. (PaLM's convention counts the head at every token and attention as if it were not causal.)
+    6 per matmul parameter and token in the decoder blocks; 6 per head parameter and prediction, because the head runs
+    only there; 12 * width of all query heads per layer and (token, attended token) pair. Recomputation and padding do
+    not count. (PaLM's convention counts the head at every token, and attention as if it were not causal.)
     """
 
     def __init__(self, scorer: Scorer) -> None:

@@ -1,6 +1,6 @@
 """The trainer. `fit` is the cadence: what happens at which step. `train_step` is the arithmetic of one of them.
 
-`step` counts optimiser updates, the first being 1; step 0 is before training. A microbatch is one forward; a batch
+`step` counts optimiser updates from 1; step 0 is before training. A microbatch is one forward; a batch
 is all examples of a step, on all ranks. The objective, over all microbatches and ranks of a step:
 
     loss = sum(weight * nll) / sum(weight)
@@ -34,7 +34,7 @@ from sftlab.training.validation import Evaluator, Sample, markdown
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Train a sharded scorer on a loader's steps. Every collaborator is given; the trainer only calls them."""
+    """Train a sharded scorer on a loader's steps. It builds none of its collaborators; it only calls them."""
 
     scorer: Scorer
     optimizer: Optimizer
@@ -53,7 +53,9 @@ class Trainer:
     spent_s: float = field(init=False, default=0.0)
     began_s: float = field(init=False, default=0.0)
     scored: tuple[int, float] = field(init=False, default=(-1, math.nan))  # step and loss of the last evaluation
-    skipped: list[dict[str, Any]] = field(init=False, default_factory=list)  # steps that trainer.skip_nonfinite let go
+    skipped: list[dict[str, Any]] = field(
+        init=False, default_factory=list
+    )  # steps that trainer.skip_nonfinite left out
 
     def __post_init__(self) -> None:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -80,7 +82,7 @@ class Trainer:
                 self.stop.leave(self.console.say)
             self.checkpoints.check(self.settings.on_failed_save)
         self.checkpoints.wait()
-        self.checkpoints.check("stop")  # without the last one there is no model to leave behind
+        self.checkpoints.check("stop")  # without the last checkpoint there is no model to export
         last = self.metrics.last
         return self.world.broadcast(last.get("val/loss", last.get("train/loss", math.nan)))
 
@@ -130,9 +132,9 @@ class Trainer:
         self.console.say(f"step {step}: skipped, loss {loss}, gradient norm {norm}; examples: {shown(ids)}")
 
     def warm_up(self, first: int) -> None:
-        """Run the largest microbatch once, its weights 0 and its gradients discarded: memory runs out now or never.
+        """Run the largest microbatch once with weights of 0 and discard its gradients: memory runs out now or never.
 
-        On CUDA only, where a device's memory is the limit; a CPU's is the host's, and this would cost a demo seconds.
+        Only on CUDA, where the device's memory is the limit. On a CPU this would cost the demo seconds.
         """
         if self.world.device.type == "cuda" and first <= self.max_steps:
             batch = self.loader.largest()
@@ -141,7 +143,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
 
     def resume(self) -> int:
-        """Take up the newest checkpoint; return its step, 0 where there is none. Later metrics are cut off."""
+        """Resume from the newest checkpoint; return its step, or 0 where there is none. Later metrics are deleted."""
         found = self.checkpoints.restore(self.scorer, self.optimizer)
         progress = found or {"step": 0, "time_s": 0.0, "skipped": []}
         self.spent_s, self.skipped = progress["time_s"], progress["skipped"]
@@ -150,7 +152,7 @@ class Trainer:
         return int(progress["step"])
 
     def progress(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside tensors; `score` is the validation loss, if it is this step's."""
+        """Return what a checkpoint keeps beside tensors; `score` is the validation loss if this step was evaluated."""
         scored, score = self.scored
         epoch, window = divmod(step, self.loader.plan.steps_per_epoch)
         return {
@@ -161,7 +163,7 @@ class Trainer:
         }
 
     def due(self, step: int, every: int) -> bool:
-        """Return whether something happens after this step: every so often (0: never), and after the last."""
+        """Return whether something is due after this step: every `every` steps (0: never), and after the last."""
         return step == self.max_steps or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> None:
@@ -190,8 +192,8 @@ class Trainer:
 def clip_gradients(scorer: Scorer, max_norm: float | None, world: World) -> float:
     """Return the global norm of all gradients, over all ranks, and scale them down to `max_norm` if it is given.
 
-    Squares are summed pairwise over each rank's own shards, then over ranks. `torch.linalg.vector_norm` adds up naively
-    on CPU: 7e-5 too small for 2 million elements and 1.5e-3 for 20 million, so that the norm depended on the sharding.
+    Squares are summed pairwise over the shards of a rank, then over ranks. `torch.linalg.vector_norm` sums naively on a
+    CPU: 7e-5 too small for 2 million elements and 1.5e-3 for 20 million, so that the norm depended on the sharding.
     """
     parameters = [p for p in scorer.parameters() if p.grad is not None]
     squares = torch.zeros((), dtype=torch.float64, device=world.device)

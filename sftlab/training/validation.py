@@ -1,7 +1,7 @@
 """Evaluation within a run: the loss over a whole split, and answers generated on a sample of it.
 
-An evaluator is a callable that returns named scores; the loop knows nothing else of it. The loss is the training
-objective's formula over the whole split, so it does not depend on the evaluation batch size, the layout or the ranks.
+An evaluator is a callable that returns named scores; the loop knows nothing else about it. The loss is the training
+objective over the whole split, so it does not depend on the evaluation batch size, the layout or the ranks.
 """
 
 import math
@@ -70,15 +70,15 @@ class LossEvaluator:
                 score = self.scorer(batch.to(self.world.device))
                 sums += torch.stack([score.nll.double(), score.correct.double(), batch.weight.sum().to(sums)])
         nll, correct, weight = self.world.sum(sums).tolist()
-        loss = nll / weight if weight else math.nan
-        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": correct / weight})
+        loss, accuracy = (nll / weight, correct / weight) if weight else (math.nan, math.nan)
+        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": accuracy})
 
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, shared out over the ranks.
+    """The format's own scores (SQuAD: exact match, F1) of greedy answers to `examples`, divided over the ranks.
 
-    `source` goes before the scores' names, where a mixture has several.
+    In a mixture the names of the scores begin with `source`.
     """
 
     generator: Generator
@@ -90,7 +90,10 @@ class AnswerEvaluator:
     def __call__(self) -> Evaluation:
         """Answer every example once, each on one rank."""
         mine = self.examples[self.world.rank :: self.world.size]
-        answers = self.generator.answers([e.tokens[: e.num_prompt] for e in mine])
+        # A rank without an example answers one all the same. In the next backward FSDP gathers what ran last before
+        # the forward: a rank on which nothing had run did not take part in that, and the others waited for ever.
+        prompts = [e.tokens[: e.num_prompt] for e in mine or self.examples[:1]]
+        answers = self.generator.answers(prompts)[: len(mine)]
         samples = [
             Sample(e.id, self.generator.decode_text(e.tokens[: e.num_prompt]), answer, e.references)
             for e, answer in zip(mine, answers, strict=True)

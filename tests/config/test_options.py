@@ -19,7 +19,7 @@ from sftlab.models.load import Model, skeleton
 from tests.support import random_examples
 
 # Groups that describe a run; experiment/ and sweeper/ options change others and are composed whole.
-OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.stem != "base"]
+OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
 PARAMETERS = {
     "llama3_2_1b": 1_235_814_400,
     "llama3_2_3b": 3_212_749_824,

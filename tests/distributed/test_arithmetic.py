@@ -1,7 +1,8 @@
 """What is numerically wrong in silence when it is wrong: dtypes, rotary tables, the norm, on several ranks."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch.distributed.tensor import DTensor
 from sftlab.checkpoints.hugging_face import broadcast_weights
 from sftlab.data.batch import collate
 from sftlab.data.forest import assign_to_ranks, lay_out
+from sftlab.inference.sharded import Generator, gathered
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.training.optim import adamw
 from sftlab.training.trainer import clip_gradients
-from tests.support import random_examples, run_distributed, tiny_llama
+from sftlab.training.validation import AnswerEvaluator
+from tests.asymmetric import MESHES, for_ranks_that_get_unequal_shares
+from tests.support import byte_tokenizer, random_examples, run_distributed, tiny_llama
 
 LLAMA3_ROPE = {
     "rope_parameters": {
@@ -91,15 +95,191 @@ def norms(world: Any, replicate: int) -> tuple[float, float, float]:
     return norm, clip_gradients(scorer, None, world), held / sum(p.numel() for p in scorer.parameters())
 
 
-@pytest.mark.parametrize(("ranks", "replicate"), [(2, 1), (4, 2)])
-def test_gauntlet_20_the_gradient_norm_is_the_global_one(ranks: int, replicate: int) -> None:
+def bfloat16_gradients(world: Any, replicate: int) -> tuple[float, float]:
+    """Return how far the gradients are from a float32 sum over ranks of theirs, and how many bfloat16 cannot hold."""
+    scorer = sharded(world, "bfloat16", replicate)
+    backward(world, scorer)
+    alone = tiny_llama()
+    alone.config._attn_implementation = "sdpa"
+    for p in alone.parameters():
+        p.data = p.data.bfloat16()
+    backward(world, Scorer(alone))
+    off, fine, total = 0.0, 0, 0
+    for ours, theirs in zip(scorer.model.parameters(), alone.parameters(), strict=True):
+        assert isinstance(ours.grad, DTensor) and theirs.grad is not None
+        gradient = ours.grad.full_tensor()
+        mean = world.sum(theirs.grad.float()) / world.size
+        off = max(off, float((gradient - mean).norm() / mean.norm()))
+        fine += int((gradient != gradient.bfloat16().float()).sum())
+        total += gradient.numel()
+    return off, fine / total
+
+
+def gathered_after_forward(world: Any, replicate: int) -> tuple[bool, bool]:
+    """Return whether a block's parameters are whole after a forward: before and after answers were generated."""
+    scorer = sharded(world, replicate=replicate)
+    batch = collate(lay_out(random_examples(2, longest=24), "packed", 64), 1, 64)
+    block = scorer.model.model.layers[0]
+    found = []
+    for _ in range(2):
+        scorer(batch).nll.backward()  # and the backward leaves them in shards
+        scorer(batch)
+        found.append(not any(isinstance(p, DTensor) for p in block.parameters()))
+        with gathered(scorer):
+            assert not any(isinstance(p, DTensor) for p in scorer.parameters())
+        assert all(isinstance(p, DTensor) for p in scorer.parameters())
+    return found[0], found[1]
+
+
+class Told(NamedTuple):
+    """A generator that answers with the tokens it was given, and the rank that it ran on."""
+
+    rank: int
+
+    def answers(self, prompts: Any) -> list[str]:
+        return [f"{self.rank}:{','.join(map(str, p))}" for p in prompts]
+
+    def text(self, tokens: Any) -> str:
+        return f"prompt of {len(tokens)}"
+
+
+def answered(world: Any) -> tuple[dict[str, float], list[Any]]:
+    """Return the scores and samples of seven examples, where an answer scores its prompt's length."""
+    evaluator = AnswerEvaluator(
+        cast(Any, Told(world.rank)),
+        for_ranks_that_get_unequal_shares(),
+        lambda answer, references: {"tokens": answer.count(",") + 1, "right": float(references == ("answer 6",))},
+        world,
+        "source",
+    )
+    found = evaluator()
+    return dict(found.scores), list(found.samples)
+
+
+def really_answered(world: Any) -> list[str]:
+    """Return what the model answers, sharded, where some ranks may have nothing to answer; a step goes on after it."""
+    scorer = sharded(world)
+    backward(world, scorer)
+    generator = Generator(scorer, byte_tokenizer(), world.device, max_new_tokens=4)
+    evaluator = AnswerEvaluator(generator, for_ranks_that_get_unequal_shares()[:2], lambda a, r: {}, world)
+    found = [s.answer for s in evaluator().samples]
+    backward(world, scorer)
+    return found
+
+
+def collectives(world: Any) -> dict[str, Any]:
+    value = torch.tensor(float(world.rank))
+    return {
+        "place": (world.rank, world.size, world.local_rank, world.is_main),
+        "sum": (float(world.sum(value)), float(value)),
+        "max": world.max(10 - world.rank),
+        "any": (world.any(False), world.any(world.rank == 1)),
+        "gather": world.gather(f"from {world.rank}"),
+        "broadcast": world.broadcast(f"from {world.rank}"),
+    }
+
+
+def everything(world: Any) -> dict[str, Any]:
+    meshes = MESHES[world.size]
+    return {
+        "norms": {r: norms(world, r) for r in meshes},
+        "bfloat16": {r: bfloat16_gradients(world, r) for r in meshes},
+        "gathered": {r: gathered_after_forward(world, r) for r in meshes},
+        "answered": answered(world),
+        "really answered": really_answered(world),
+        "collectives": collectives(world),
+    }
+
+
+@pytest.fixture(scope="module")
+def on() -> dict[int, list[dict[str, Any]]]:
+    """What every rank found, by the number of ranks."""
+    return {ranks: run_distributed(everything, ranks) for ranks in MESHES}
+
+
+MESH = [(ranks, replicate) for ranks, replicates in MESHES.items() for replicate in replicates]
+
+
+@pytest.mark.parametrize(("ranks", "replicate"), MESH)
+def test_gauntlet_20_the_gradient_norm_is_the_global_one(ranks: int, replicate: int, on: Any) -> None:
     model = Scorer(tiny_llama(vocab=70_000))
     rows = lay_out(random_examples(8, longest=24), "packed", 64)
     model.model.config._attn_implementation = "sdpa"
     (model(collate(rows, len(rows), 64)).nll / sum(float(r.weight.sum()) for r in rows)).backward()
     expected = float(sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)) ** 0.5
     assert expected > 0.6
-    for norm, clipped, held in run_distributed(norms, ranks, replicate):
+    for found in on[ranks]:
+        norm, clipped, held = found["norms"][replicate]
         assert norm == pytest.approx(expected, rel=3e-6)
         assert clipped == pytest.approx(0.5, rel=1e-5)
         assert held == pytest.approx(replicate / ranks, rel=0.05)
+
+
+@pytest.mark.parametrize(("ranks", "replicate"), MESH)
+def test_gradients_computed_in_bfloat16_are_summed_over_ranks_in_float32(ranks: int, replicate: int, on: Any) -> None:
+    for found in on[ranks]:
+        off, fine = found["bfloat16"][replicate]
+        assert off < 1e-5, "2e-3 where the sum is made in bfloat16"
+        assert fine > 0.3, "of the sums have digits that bfloat16 has not"
+
+
+@pytest.mark.parametrize(("ranks", "replicate"), MESH)
+def test_blocks_stay_whole_after_a_forward_only_where_every_rank_holds_them(
+    ranks: int, replicate: int, on: Any
+) -> None:
+    """Also after answers were generated, for which all are gathered."""
+    for found in on[ranks]:
+        assert found["gathered"][replicate] == (ranks == replicate, ranks == replicate)
+
+
+@pytest.mark.parametrize("ranks", MESHES)
+def test_answers_are_shared_out_over_ranks_and_every_example_counts_once(ranks: int, on: Any) -> None:
+    examples = for_ranks_that_get_unequal_shares()
+    for found in on[ranks]:
+        scores, samples = found["answered"]
+        assert scores == {"source/tokens": pytest.approx((3 + 3 + 4 + 4 + 5 + 5 + 6) / 7), "source/right": 1 / 7}
+        assert [s.id for s in samples] == ["e3", "e4", "e5", "e6", "e7", "e8", "e9"]
+        for sample, (i, e) in zip(samples, reversed(list(enumerate(examples))), strict=True):
+            rank, _, tokens = sample.answer.partition(":")
+            assert int(rank) == i % ranks
+            assert tokens == ",".join(map(str, e.tokens[: e.num_prompt]))
+            assert sample.prompt == f"prompt of {e.num_prompt}" and sample.references == e.references
+
+
+@pytest.mark.parametrize("ranks", MESHES)
+def test_a_sharded_model_answers_as_a_whole_one_does(ranks: int, on: Any) -> None:
+    model, tokenizer = tiny_llama(), byte_tokenizer()
+    expected = []
+    for e in for_ranks_that_get_unequal_shares()[1::-1]:  # in the order of their ids
+        prompt = torch.from_numpy(e.tokens[: e.num_prompt].astype("int64"))[None]
+        out = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, pad_token_id=2
+        )
+        expected.append(tokenizer.decode(out[0, e.num_prompt :], skip_special_tokens=True).strip())
+    assert len(set(expected)) == 2
+    for found in on[ranks]:
+        assert found["really answered"] == expected
+
+
+@pytest.mark.parametrize("ranks", MESHES)
+def test_a_world_adds_up_compares_gathers_and_tells(ranks: int, on: Any) -> None:
+    for rank, found in enumerate(on[ranks]):
+        assert found["collectives"] == {
+            "place": (rank, ranks, rank, rank == 0),
+            "sum": (ranks * (ranks - 1) / 2, rank),  # the second is what it was given, unchanged
+            "max": 10,
+            "any": (False, True),
+            "gather": [f"from {r}" for r in range(ranks)],
+            "broadcast": "from 0",
+        }
+
+
+def test_what_is_computed_in_bfloat16_does_not_round_the_batch(one: Any) -> None:
+    """A prediction's weight of 1001 would be 1000."""
+    scorer = sharded(one, "bfloat16")
+    batch = collate(lay_out(random_examples(2, longest=24), "packed", 64), 1, 64)
+    heavy = replace(batch, weight=torch.full_like(batch.weight, 1001.0))
+    seen = scorer(heavy, inside=lambda scorer, batch: batch)
+    assert seen.weight.dtype == torch.float32 and set(seen.weight.tolist()) == {1001.0}
+    light = scorer(replace(batch, weight=torch.ones_like(batch.weight)))
+    assert float((scorer(heavy).nll / light.nll).detach()) == pytest.approx(1001, rel=1e-5)

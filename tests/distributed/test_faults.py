@@ -85,15 +85,13 @@ def test_a_killed_rank_ends_the_others_within_a_minute(
             assert time.monotonic() < deadline_s and all(r.poll() is None for r in ranks)
             time.sleep(0.05)
         ranks[victim].send_signal(signal.SIGKILL)
-        killed_s = time.monotonic()
         code = ranks[1 - victim].wait(timeout=60)
-        took_s = time.monotonic() - killed_s
     finally:
         for process in ranks:
             process.kill()
             process.wait()
     said = (tmp_path / f"{1 - victim}.err").read_text()
-    assert took_s < 60 and code == 1, said
+    assert code == 1, said
     assert f"error on rank {1 - victim}: another rank has ended" in said and "the same command resumes" in said
     if victim == 1:
         summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,10 +17,17 @@ from tests.support import REPO
 
 GROUPS = ("model", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment", "sweeper")
 PROBE = """
-import json, sftlab, sftlab.config.command, hydra_plugins.sftlab_launcher.launcher as launcher
+import contextlib, io, json, runpy, sys
+said = []
+for typed in json.loads(sys.argv.pop()):  # each as `python -m sftlab.train ...` does it
+    sys.argv[1:] = typed
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_module("sftlab.train", run_name="__main__", alter_sys=True)
+    said.append(out.getvalue())
+import sftlab, sftlab.config.groups, hydra_plugins.sftlab_launcher.launcher as launcher
 from sftlab.assets import FOLDER
-names = {"package": sftlab.__file__, "conf": sftlab.config.command.CONF, "plugin": launcher.__file__, "assets": FOLDER}
-print(json.dumps({name: str(path) for name, path in names.items()}))
+names = {"package": sftlab.__file__, "conf": sftlab.config.groups.CONF, "plugin": launcher.__file__, "assets": FOLDER}
+print(json.dumps([{name: str(path) for name, path in names.items()}, *said]))
 """
 
 
@@ -70,9 +78,13 @@ def wheel(checkout: Path, backend: list[str], tmp_path_factory: pytest.TempPathF
 
 def check(
     cwd: Path, root: Path, conf: Path, path: Path | None = None, interpreter: str | Path = sys.executable
-) -> None:
-    """See that the code, conf/ and the assets under `root` are those used, and that they are all there."""
-    found = json.loads(python("-c", PROBE, cwd=cwd, path=path, interpreter=interpreter).stdout)
+) -> dict[str, Any]:
+    """See that the code, conf/ and the assets under `root` are those used, and that they are all there; return the
+    config of `train` without arguments."""
+    job = ("--cfg", "job")
+    typed = [job, ("experiment=llama3_2_1b_squad", "launcher=local", "optim.lr=2e-5", *job), ("--help",)]
+    done = python("-c", PROBE, json.dumps(typed), cwd=cwd, path=path, interpreter=interpreter)
+    found, plain, experiment, told = json.loads(done.stdout)
     assert Path(found["package"]) == root / "sftlab/__init__.py" and Path(found["conf"]) == conf
     assert Path(found["plugin"]).is_relative_to(root) and Path(found["assets"]) == root / "sftlab/assets"
     for name in (
@@ -86,20 +98,18 @@ def check(
     theirs = {str(p.relative_to(conf)) for p in conf.rglob("*.yaml")}
     assert theirs == {str(p.relative_to(REPO / "conf")) for p in (REPO / "conf").rglob("*.yaml")}
 
-    run = ("-m", "sftlab.train")
-    shown = yaml.safe_load(python(*run, "--cfg", "job", cwd=cwd, path=path, interpreter=interpreter).stdout)
-    assert shown["trainer"]["batch_size"] == 32 and shown["model"]["name_or_path"].startswith("asset://")
-    typed = (*run, "experiment=llama3_2_1b_squad", "launcher=local", "optim.lr=2e-5", "--cfg", "job")
-    shown = yaml.safe_load(python(*typed, cwd=cwd, path=path, interpreter=interpreter).stdout)
+    config: dict[str, Any] = yaml.safe_load(plain)
+    assert config["trainer"]["batch_size"] == 32 and config["model"]["name_or_path"].startswith("asset://")
+    shown = yaml.safe_load(experiment)
     assert shown["optim"]["lr"] == 2e-5 and shown["model"]["name_or_path"] == "meta-llama/Llama-3.2-1B"
-    told = python(*run, "--help", cwd=cwd, path=path, interpreter=interpreter).stdout
     assert all(f"{group}: " in told for group in GROUPS)
+    return config
 
 
 def test_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
-    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", site, wheel)
     python(*install, cwd=empty)
     check(empty, site, site / "sftlab/conf", path=site)
     assert list(empty.iterdir()) == []
@@ -120,17 +130,15 @@ def test_an_editable_install(checkout: Path, backend: list[str], tmp_path: Path)
     interpreter = venv / "bin/python"
     install = ("-m", "pip", "--python", interpreter, "install", "--quiet", "--no-deps", "--no-index")
     python(*install, "--no-build-isolation", "--editable", checkout, cwd=empty)
-    check(empty, checkout, checkout / "conf", interpreter=interpreter)
-    assert list(empty.iterdir()) == []
     edited = checkout / "conf/optim/adamw.yaml"
     before = edited.read_text()
     edited.write_text(before + "weight_decay: 0.5\n" if "weight_decay" not in before else before.replace("0.01", "0.5"))
     try:
-        typed = ("-m", "sftlab.train", "--cfg", "job")
-        shown = yaml.safe_load(python(*typed, cwd=empty, interpreter=interpreter).stdout)
+        shown = check(empty, checkout, checkout / "conf", interpreter=interpreter)
         assert shown["optim"]["weight_decay"] == 0.5, "an edit of conf/ counts at once"
     finally:
         edited.write_text(before)
+    assert list(empty.iterdir()) == []
 
 
 def test_a_bare_checkout(checkout: Path) -> None:

@@ -1,6 +1,6 @@
-"""Conversations: OpenAI's `messages` and ShareGPT's `conversations`, which of the two being seen from the row.
+"""Conversations: OpenAI's `messages` and ShareGPT's `conversations`. The row shows which of the two it has.
 
-Normalised to what chat templates take; the wording is the template's (data/template.py).
+Both are normalised to what chat templates take. The template words them (data/template.py).
 """
 
 import json
@@ -27,8 +27,8 @@ SUPERVISE = ("all", "last")
 class Chat(Format):
     """Learn every assistant turn (`supervise: all`) or the last one only (`last`).
 
-    A turn with OpenAI's `weight: 0` is never learned. `template_path` is a file with the Jinja chat template to use in
-    place of the tokenizer's; it is saved with the model.
+    A turn with OpenAI's `weight: 0` is never learned. `template_path` is a file with the Jinja chat template to use
+    instead of the tokenizer's; it is saved with the model.
     """
 
     converses: ClassVar[bool] = True
@@ -61,13 +61,13 @@ class Chat(Format):
             supervised=tuple(learned if self.supervise == "all" else [i for i in learned if i == spoken[-1]]),
             tools=tuple(tools) if tools else None,
             id=id_field(fields),
-            group=json.dumps(messages[: spoken[0]]),  # forks of one conversation have their opening in common
+            group=json.dumps(messages[: spoken[0]]),  # forks of one conversation share their opening
             references=(reply.strip(),) if isinstance(reply, str) and reply.strip() else (),
         )
 
 
 def turns(fields: Fields) -> list[Any]:
-    """Return the list of turns of a row of either kind."""
+    """Return the list of turns of a row, OpenAI's or ShareGPT's."""
     name = next((n for n in ("messages", "conversations", "conversation") if fields.get(n) is not None), "messages")
     found = parsed(field(fields, name), name)
     if not isinstance(found, list) or not found:
@@ -79,7 +79,7 @@ def message(turn: Any, number: int) -> dict[str, Any]:
     """Return one turn, the `number`-th, as chat templates take it. Raises: ValueError that names it."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"message {number} is {type(turn).__name__}, expected {{'role': ..., 'content': ...}}")
-    # Columnar files hold every key in every message, empty where it was not given.
+    # Columnar files hold every key in every message, null where it was not given.
     turn = {key: value for key, value in turn.items() if value is not None}
     if "from" in turn:
         role, content = turn["from"], turn.get("value")
@@ -109,7 +109,7 @@ def message(turn: Any, number: int) -> dict[str, Any]:
 
 
 def call(given: Any) -> dict[str, Any]:
-    """Return a tool call in OpenAI's shape, its arguments as an object: templates print them with `tojson`."""
+    """Return a tool call in OpenAI's shape; its arguments are an object, because templates print them with `tojson`."""
     if not isinstance(given, Mapping) or not isinstance(given.get("function", given), Mapping):
         raise ValueError(f"a tool call is {given!r}, expected {{'function': {{'name': ..., 'arguments': ...}}}}")
     function = dict(given.get("function", given))
@@ -120,7 +120,7 @@ def call(given: Any) -> dict[str, Any]:
 
 
 def parsed(value: Any, name: str) -> Any:
-    """Return a value that may have been written as a JSON string."""
+    """Return a value, parsed if it is a JSON string."""
     if not isinstance(value, str):
         return value
     try:

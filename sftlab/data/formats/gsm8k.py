@@ -1,4 +1,4 @@
-"""GSM8K: grade-school maths, a worked solution that ends in `#### answer`. Scored by that number.
+"""GSM8K: grade-school maths, with a worked solution that ends in `#### answer`. That number is scored.
 
 Source: Cobbe et al. 2021, https://arxiv.org/abs/2110.14168; the prompt is that of lm-evaluation-harness.
 """
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"####\s*\$?\s*(-?[\d.,]*\d)")
 
 @dataclass(frozen=True)
 class Gsm8k(Format):
-    """The solution is learned as it stands, its `<<48/2=24>>` calculator notes included, as the paper trained."""
+    """The solution is learned unchanged, including its `<<48/2=24>>` calculator notes, as in the paper."""
 
     def to_text(self, fields: Fields) -> Text:
         """Return `Question: ... Answer:` and the solution."""
@@ -30,13 +30,13 @@ class Gsm8k(Format):
         )
 
     def score(self, answer: str, references: Sequence[str]) -> dict[str, float]:
-        """Return whether the number after #### is a reference's; an answer without one is wrong."""
+        """Return whether the number after #### equals a reference's; an answer without one is wrong."""
         given = number(answer)
         return {"exact_match": float(given is not None and given in [number(r) for r in references])}
 
 
 def number(answer: str) -> str | None:
-    """Return the number after the first `####`, without thousands separators and idle zeros; None if there is none."""
+    """Return the number after the first `####`, without thousands separators and trailing decimal zeros, or None."""
     match = NUMBER.search(answer)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Instructions in Alpaca's columns: what to do, perhaps what to do it to, and the response, which is learned.
+"""Instructions in Alpaca's columns: an instruction, an optional input, and the response, which is learned.
 
 Source: the two prompts of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca (train.py, PROMPT_DICT).
 """

@@ -1,17 +1,17 @@
-"""Prompt and completion, two columns, joined as they stand: the completion is learned."""
+"""Prompt and completion: two columns, joined unchanged. The completion is learned."""
 
 from dataclasses import dataclass
 
 from sftlab.data.format import Fields, Format, Text, id_field, learned_field, text_field
 
-GROUP_CHARS = 256  # prompts that begin with as many equal characters are worth computing together
+GROUP_CHARS = 256  # prompts that share this many first characters are worth computing together
 
 
 @dataclass(frozen=True)
 class PromptCompletion(Format):
-    """Nothing is put between the two: a completion that should begin with a space has it in the data.
+    """Nothing is put between the two, so a completion that should begin with a space must have it in the data.
 
-    `group_chars` equal characters at the start of two prompts put them in one prefix group.
+    Prompts with the same first `group_chars` characters are in one prefix group.
     """
 
     prompt: str = "prompt"

@@ -1,8 +1,8 @@
-"""SQuAD: a passage, a question on it, an answer to be read off the passage.
+"""SQuAD: a passage, a question about it, and an answer taken from the passage.
 
-The hub's schema (`answers.text` a list) and SQuAD's own nested JSON, of v1.1 and v2. The text is that of NeMo
-AutoModel's guide without its trailing space, which would merge into the answer's first word and mask it on tokenizers
-without a BOS.
+It reads the hub's schema (`answers.text` is a list) and SQuAD's own nested JSON, v1.1 and v2. The text is that of NeMo
+AutoModel's guide without its trailing space. On tokenizers without a BOS, that space would merge into the answer's
+first word and mask it.
 """
 
 import re
@@ -17,9 +17,9 @@ from sftlab.data.format import Fields, Format, Text, field, id_field, text_field
 
 @dataclass(frozen=True)
 class Squad(Format):
-    """Questions on passages. The first of the answers is learned, all of them are accepted.
+    """Questions about passages. The first answer is learned, and all answers are accepted.
 
-    A question of v2 that its passage does not answer has an empty list of answers; `unanswerable` is learned then.
+    A v2 question that its passage does not answer has an empty list of answers; then `unanswerable` is learned.
     """
 
     unanswerable: str = "unanswerable"
@@ -64,7 +64,7 @@ class Squad(Format):
             for paragraph in field(article, "paragraphs"):
                 context = field(paragraph, "context")
                 for qa in field(paragraph, "qas"):
-                    # An unanswerable question of v2 has "plausible" answers elsewhere, and none here.
+                    # An unanswerable v2 question keeps "plausible" answers in another field, and none here.
                     texts = [field(answer, "text") for answer in qa.get("answers") or []]
                     rows.append({**qa, "context": context, "answers": {"text": texts}})
         return rows

@@ -8,7 +8,7 @@ from sftlab.data.formats.prompt_completion import GROUP_CHARS
 
 @dataclass(frozen=True)
 class PlainText(Format):
-    """The column `column`; `group_chars` equal characters at the start of two texts put them in one prefix group."""
+    """The column `column`; texts with the same first `group_chars` characters are in one prefix group."""
 
     column: str = "text"
     group_chars: int = GROUP_CHARS

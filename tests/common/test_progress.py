@@ -1,0 +1,34 @@
+"""A progress bar is drawn for a person at a terminal and for nobody else."""
+
+import io
+
+import pytest
+
+from sftlab.common.progress import bar
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, shown: bool = True) -> str:
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("FORCE_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", screen)
+    with bar("answers", total=8, done=4, shown=shown) as advance:
+        advance(1)
+        advance(2)
+    return screen.getvalue()
+
+
+def test_a_bar_shows_its_name_and_how_much_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = drawn(monkeypatch, Screen())
+    assert "answers" in found and "88%" in found, "7 of 8: four were done before"
+
+
+@pytest.mark.parametrize(("screen", "shown"), [(io.StringIO(), True), (Screen(), False)])
+def test_no_bar_without_a_terminal_or_where_it_is_turned_off(
+    monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, shown: bool
+) -> None:
+    assert "answers" not in drawn(monkeypatch, screen, shown)
