@@ -16,9 +16,10 @@ def compose(run_dir: Path, model: Path, data: tuple[Path, Path], *overrides: str
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from sftlab.config import groups, overrides, start
+    from sftlab.config import groups, start
+    from sftlab.config.overrides import inside
 
-    OmegaConf.register_new_resolver("inside", overrides.inside, replace=True)
+    OmegaConf.register_new_resolver("inside", inside, replace=True)
     os.environ.setdefault(start.START_TIME, "now")
     with initialize_config_dir(str(groups.CONF), version_base="1.3"):
         config = compose(

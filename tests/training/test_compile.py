@@ -12,6 +12,7 @@ from sftlab.training.trainer import Trainer
 from tests.runs import compose, run_here
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # inside Dynamo
 def test_gauntlet_46_a_run_compiles_at_most_four_graphs_and_none_after_warm_up(
     tmp_path: Path, model_folder: Path, squad_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
