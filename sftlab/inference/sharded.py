@@ -84,13 +84,13 @@ def gathered(scorer: Scorer) -> Iterator[None]:
 
 @contextmanager
 def inference(scorer: Scorer) -> Iterator[None]:
-    """Use no gradients, evaluation mode and SDPA inside; FlexAttention would compile for every length."""
+    """Use no gradients, evaluation mode, SDPA and eager blocks inside: a cache grows, and each length would compile."""
     config = scorer.model.config
     attention = config._attn_implementation
     scorer.eval()
     config._attn_implementation = "sdpa"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         config._attn_implementation = attention

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from sftlab.models import blocks
+from sftlab.models.flex import block_mask
 
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 Mask = Tensor | BlockMask
@@ -27,18 +28,6 @@ def boolean_mask(reach: Tensor, position: Tensor, window: int | None = None) -> 
     if window is not None:
         mask &= position[:, :, None] - position[:, None, :] < window
     return mask[:, None]
-
-
-def block_mask(reach: Tensor, position: Tensor, window: int | None = None) -> BlockMask:
-    """Return the same rule as a FlexAttention BlockMask, whose kernel skips empty blocks."""
-
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen = (j <= i) & (i < reach[b, j])
-        return seen if window is None else seen & (position[b, i] - position[b, j] < window)
-
-    rows, length = reach.shape
-    # Compile it, or the whole (R, T, T) rule is materialised before it is reduced to blocks.
-    return create_block_mask(sees, rows, None, length, length, device=reach.device, _compile=reach.is_cuda)
 
 
 def expect_shapes(num: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from torch.utils._triton import has_triton
 
 from sftlab.checkpoints.hugging_face import broadcast_weights, write_all_but_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
@@ -66,8 +67,9 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     tokenizer, train, val = read_data(model, data, model_config)
 
     scorer = Scorer(skeleton(model_config))
+    compiled = compiles(settings.compile, world.device)
     scorer = parts["parallel"](
-        scorer, world, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
+        scorer, world, compile=compiled, activation_checkpointing=settings.activation_checkpointing
     )
     generation = broadcast_weights(scorer, lambda: model.load_weights(model_config, seed), world)
     probe(scorer, data.layout, world.device)
@@ -148,6 +150,11 @@ def read_data(model: Any, data: Any, model_config: Any) -> tuple[Any, ExampleSet
     return tokenizer, *data.examples(tokenizer, min(data.max_length or longest, longest))
 
 
+def compiles(setting: bool | str, device: torch.device) -> bool:
+    """Return whether the decoder blocks are compiled: as told; for `auto` on CUDA where Triton is installed."""
+    return setting if isinstance(setting, bool) else device.type == "cuda" and has_triton()
+
+
 def make_row_layout(
     data: Any,
     settings: Any,
@@ -170,6 +177,6 @@ def make_row_layout(
         rank=rank,
         num_ranks=num_ranks,
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        fixed_shapes=settings.compile or cuda,
+        fixed_shapes=cuda or compiles(settings.compile, device),
         pin_memory=cuda,
     )

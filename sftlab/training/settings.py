@@ -23,7 +23,7 @@ class TrainerSettings:
     keep_checkpoints: int = 2
     on_failed_save: str = "continue"
     skip_nonfinite: int = 0
-    compile: bool = False
+    compile: bool | str = "auto"
     activation_checkpointing: bool = False
     deterministic: bool = False
 
@@ -36,7 +36,9 @@ class TrainerSettings:
         check_counts("trainer", self, least)
         if self.on_failed_save not in ("continue", "stop"):
             raise ValueError(f"trainer.on_failed_save={self.on_failed_save}: expected continue or stop")
-        for key in ("compile", "activation_checkpointing", "deterministic"):
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"trainer.compile={self.compile}: expected auto, true or false")
+        for key in ("activation_checkpointing", "deterministic"):
             if type(getattr(self, key)) is not bool:
                 raise ValueError(f"trainer.{key}={getattr(self, key)}: expected true or false")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:

@@ -1,0 +1,98 @@
+"""FlexAttention's blocks from reach, beside torch's own create_block_mask and the boolean rule."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sftlab.data.batch import Batch, collate
+from sftlab.data.forest import lay_out
+from sftlab.models.attention import boolean_mask
+from sftlab.models.flex import BLOCK, block_mask
+from tests.support import random_examples
+
+WINDOWS = (None, 1, 40, 200)
+
+
+def forests(length: int, seed: int) -> Batch:
+    """Return rows of prefix trees of many sizes: some shorter than a block, some over several."""
+    rng = np.random.default_rng(seed)
+    longest = int(rng.integers(60, 400))
+    rows = lay_out(random_examples(40, seed, longest=longest, groups=int(rng.integers(1, 20))), "tree", length)
+    return collate(rows, len(rows) + 1, length)  # and one row of padding
+
+
+def every_block(rule: torch.Tensor, what: str) -> torch.Tensor:
+    """Return for each block of a dense rule (R, 1, T, T) whether `any` or `all` of its pairs are seen, (R, 1, Q, K)."""
+    rows, _, length, _ = rule.shape
+    num = -(-length // BLOCK)
+    fill = what == "all"  # pairs beyond the end of the row neither make a block seen nor keep it from being whole
+    grown = torch.full((rows, 1, num * BLOCK, num * BLOCK), fill)
+    grown[:, :, :length, :length] = rule
+    blocks = grown.view(rows, 1, num, BLOCK, num, BLOCK)
+    return blocks.any(5).any(3) if what == "any" else blocks.all(5).all(3)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("length", [1024, 1000])
+def test_gauntlet_45_no_visible_block_is_missing_and_none_called_whole_that_is_not(length: int) -> None:
+    for seed in range(6):
+        batch = forests(length, seed)
+        rows = len(batch.tokens)
+        for window in WINDOWS:
+            rule = boolean_mask(batch.reach, batch.position, window)
+            made = block_mask(batch.reach, batch.position, window)
+            asked, whole = blocks_of(made)
+            seen, all_seen = every_block(rule, "any"), every_block(rule, "all")
+            assert not (seen & ~(asked | whole)).any(), "a block that is seen is missing"
+            assert not (whole & ~all_seen).any(), "a block is called whole that is not"
+            assert not (asked & whole).any(), "a block is listed twice"
+            if window is None:
+                assert torch.equal(asked | whole, seen | torch.eye(seen.shape[-1], dtype=torch.bool)), (
+                    "a block too many"
+                )
+                below = torch.ones_like(all_seen[0, 0]).tril(-1)
+                assert torch.equal(whole, all_seen & below), "a whole block is asked pair by pair"
+            q = torch.randn(rows, 2, length, 16, generator=torch.Generator().manual_seed(seed))
+            reference = create_block_mask(made.mask_mod, rows, None, length, length, device="cpu")
+            torch.testing.assert_close(
+                flex_attention(q, q, q, block_mask=made),
+                flex_attention(q, q, q, block_mask=reference),
+                rtol=0,
+                atol=1e-6,
+            )
+
+
+def blocks_of(mask: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which blocks a BlockMask asks pair by pair and which it takes whole, (R, 1, Q, K) each."""
+    made = []
+    for kind in ("kv", "full_kv"):
+        counts, indices = getattr(mask, f"{kind}_num_blocks"), getattr(mask, f"{kind}_indices")
+        listed = torch.arange(indices.shape[-1]) < counts[..., None]
+        made.append(torch.zeros(indices.shape, dtype=torch.bool).scatter(-1, indices.long(), listed))
+    return made[0], made[1]
+
+
+class Largest(TorchDispatchMode):
+    """Note the most elements of any tensor that is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_the_mask_compiles_nothing_and_holds_no_pair_of_tokens() -> None:
+    batch = forests(4096, 0)
+    rows = len(batch.tokens)
+    torch._dynamo.utils.counters.clear()
+    with Largest() as seen:
+        block_mask(batch.reach, batch.position, 64)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+    assert rows * 4096 <= seen.elements < 2 * rows * 4096
