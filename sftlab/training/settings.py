@@ -36,7 +36,7 @@ class TrainerSettings:
         check_counts("trainer", self, least)
         if self.on_failed_save not in ("continue", "stop"):
             raise ValueError(f"trainer.on_failed_save={self.on_failed_save}: expected continue or stop")
-        if self.compile not in (True, False, "auto"):
+        if type(self.compile) is not bool and self.compile != "auto":
             raise ValueError(f"trainer.compile={self.compile}: expected auto, true or false")
         for key in ("activation_checkpointing", "deterministic"):
             if type(getattr(self, key)) is not bool:

@@ -214,7 +214,7 @@ def test_so_is_a_sweeps(name: str, refused: Refused) -> None:
         ("trainer.max_steps=0", "trainer.max_steps=0: expected a whole number of at least 1"),
         ("trainer.eval_every=-1", "trainer.eval_every=-1: expected a whole number of at least 0"),
         ("trainer.clip_grad_norm=0", "trainer.clip_grad_norm=0: expected a number above 0, or null"),
-        ("trainer.compile=maybe", "trainer.compile=maybe: expected true or false"),
+        ("trainer.compile=maybe", "trainer.compile=maybe: expected auto, true or false"),
         ("evaluation.num_answers=-1", "evaluation.num_answers=-1: expected a whole number of at least 0"),
         ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0: expected a whole number of at least 1"),
         ("data.layout=trees", "data.layout=trees: expected one of tree, packed, padded"),

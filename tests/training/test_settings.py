@@ -50,7 +50,9 @@ def test_other_counts_may_not(key: str) -> None:
 def test_a_switch_is_true_or_false_and_no_word(key: str) -> None:
     assert getattr(trainer(**{key: True}), key) is True
     for value in ("false", 0, None):
-        with pytest.raises(ValueError, match=rf"^trainer\.{key}={value}: expected true or false$"):
+        with pytest.raises(
+            ValueError, match=rf"^trainer\.{key}={value}: expected {'auto, ' if key == 'compile' else ''}true or false$"
+        ):
             trainer(**{key: value})
 
 
@@ -71,6 +73,6 @@ def test_what_a_setting_is_where_nobody_sets_it() -> None:
     assert vars(TrainerSettings(batch_size=4)) == {
         "batch_size": 4, "epochs": 1, "max_steps": None, "rows_per_microbatch": None, "clip_grad_norm": 1.0,
         "log_every": 1, "eval_every": 0, "save_every": 0, "keep_checkpoints": 2, "on_failed_save": "continue",
-        "skip_nonfinite": 0, "compile": False, "activation_checkpointing": False, "deterministic": False,
+        "skip_nonfinite": 0, "compile": "auto", "activation_checkpointing": False, "deterministic": False,
     }  # fmt: skip
     assert vars(EvaluationSettings()) == {"num_answers": 64, "max_new_tokens": 32, "batch_size": 32}
