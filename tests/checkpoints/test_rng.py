@@ -1,5 +1,6 @@
 """A process's random generators come back with the state that they had: the next draw of each is the same."""
 
+import json
 import random
 from collections.abc import Iterator
 
@@ -29,6 +30,14 @@ def test_the_next_draw_of_every_generator_comes_back() -> None:
     expected = draws()
     assert draws() != expected
     seed_generators(2)
+    rng.restore(text, CPU)
+    assert draws() == expected
+
+
+def test_a_run_that_moved_from_a_gpu_to_a_cpu_has_its_other_generators_back() -> None:
+    seed_generators(1)
+    text = json.dumps(json.loads(rng.state(CPU)) | {"cuda": "a state that no CPU has"})
+    expected = draws()
     rng.restore(text, CPU)
     assert draws() == expected
 

@@ -314,3 +314,12 @@ def test_a_text_without_id_or_group_is_called_and_grouped_by_where_it_stands() -
     (e,) = renderer.examples([silent], ["file:4"])
     assert not e.supervised.any() and renderer.tokenizer.decode(e.tokens).endswith("two<|im_end|>\n")
     assert e.num_prompt == len(e)
+
+
+def test_of_two_ends_that_begin_alike_the_longer_is_found() -> None:
+    tok = tokenizer("qwen")
+    longer = "<|im_end|>!"
+    for added in ([longer], ["<|im", longer]):
+        tok.add_special_tokens({"additional_special_tokens": added})
+        found = ChatTemplate(tok).ends.search(f"words{longer}")
+        assert found is not None and found.group() == longer

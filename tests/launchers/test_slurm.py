@@ -106,7 +106,7 @@ def test_the_name_the_logs_and_the_python_are_in_the_script(tmp_path: Path) -> N
 
 
 def test_an_array_runs_as_many_points_as_slurm_lets_unless_told_otherwise(tmp_path: Path) -> None:
-    assert "#SBATCH --array=0-2%3" in script(tmp_path, 3)
+    assert "#SBATCH --array=0-2%3" in script(tmp_path, 3) and "#SBATCH --array=0-1%2" in script(tmp_path, 2)
     assert "#SBATCH --array=0-2%1" in script(tmp_path, 3, array_parallelism=1)
 
 

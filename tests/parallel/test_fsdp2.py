@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed.fsdp as fsdp
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
@@ -42,6 +43,11 @@ def scorer() -> Scorer:
 
 def batch() -> Batch:
     return collate(lay_out(random_examples(3, longest=20), "packed", 64), 2, 64)
+
+
+def test_without_copies_a_parameter_lies_on_a_mesh_of_one_dimension(one: Any) -> None:
+    meshes = {p.device_mesh.ndim for p in fsdp2(scorer(), one).parameters() if isinstance(p, DTensor)}
+    assert meshes == {1}
 
 
 @pytest.mark.parametrize("replicate", [0, -1, 2])
