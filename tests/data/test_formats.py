@@ -306,3 +306,10 @@ def test_a_tool_call_is_brought_into_openais_shape() -> None:
         Chat().to_text({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]})
     with pytest.raises(ValueError, match="content of type int, expected text"):
         Chat().to_text({"messages": [{"role": "user", "content": 3}, ASSISTANT]})
+
+
+@pytest.mark.parametrize("part", [{"type": "image", "url": "x"}, "words", {"type": "text", "text": 3}])
+def test_a_part_without_text_is_refused_among_others_that_have_some(part: Any) -> None:
+    content = [{"type": "text", "text": "What is this?"}, part]
+    with pytest.raises(ValueError, match="content"):
+        Chat().to_text({"messages": [{"role": "user", "content": content}, ASSISTANT]})
