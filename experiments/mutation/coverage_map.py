@@ -141,8 +141,8 @@ class Map:
     def choose(self, mutant: Mutant, limit: float) -> list[str]:
         """Return its tests in the order to run them, quick files first, of about `limit` s in all.
 
-        The cheapest of every test file comes first, for which twice the limit may be spent; then the cheapest of the
-        rest; and of those that only share a fixture, two per file.
+        The cheapest tests are taken first, because most take milliseconds; then the cheapest of every file that is still
+        missing, for which twice the limit may be spent; and two per file of those that only share a fixture.
         """
         own, shared = (sorted(tests, key=lambda t: (self.seconds[t], t)) for tests in self.tests(mutant))
         by_file: dict[str, list[str]] = defaultdict(list)
@@ -152,7 +152,7 @@ class Map:
         firsts.sort(key=lambda t: self.expected([t]))
         few = [test for tests in by_file.values() for test in tests[:2]]
         chosen, paid, spent = set[str](), set[object](), 0.0
-        for tests, most in ((firsts, 2 * limit), (own, limit), (few, limit)):
+        for tests, most in ((own, limit), (firsts, 2 * limit), (few, limit)):
             for test in tests:
                 price = self._price(test, set(paid))
                 if test not in chosen and (spent + price <= most or not chosen):
