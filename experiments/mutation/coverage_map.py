@@ -141,8 +141,8 @@ class Map:
     def choose(self, mutant: Mutant, limit: float) -> list[str]:
         """Return its tests in the order to run them, quick files first, of about `limit` s in all.
 
-        The cheapest tests are taken first, because most take milliseconds. Then comes the cheapest of every file that is
-        still missing, for which twice the limit may be spent, and two per file of those that only share a fixture.
+        The cheapest tests are taken first, because most take milliseconds. Then comes the cheapest of every file that
+        is still missing, for which twice the limit may be spent, and two per file of those that only share a fixture.
         """
         own, shared = (sorted(tests, key=lambda t: (self.seconds[t], t)) for tests in self.tests(mutant))
         by_file: dict[str, list[str]] = defaultdict(list)

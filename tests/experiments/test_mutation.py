@@ -188,7 +188,8 @@ def test_cheap_tests_come_first_then_one_of_every_file_and_the_limit_counts_fixt
         *("conf.py::b", "conf.py::c", "alone.py::a"),
         *("own.py::b", "own.py::a", "own.py::c"),
     ]
-    assert covering.choose(mutant, 30.0) == ["own.py::b", "own.py::a", "alone.py::a"]  # cheap ones, and one per file
+    assert covering.choose(mutant, 30.0) == ["own.py::b", "own.py::a"]
+    assert covering.choose(mutant, 40.0) == ["own.py::b", "own.py::a", "alone.py::a"]  # and one of every other file
     assert covering.choose(mutants("m.py", "\ndef f(): return a < b")[0], 30.0) == []
 
 
