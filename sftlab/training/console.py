@@ -48,17 +48,14 @@ class Console:
         """Show what will run: a table on a terminal, one line per fact elsewhere."""
         lines = "\n".join([title, *(f"  {name:<14} {value}" for name, value in facts.items())])
         if not self.terminal.is_terminal:
-            return self.say(lines)
+            return self.say(lines)  # a table would be folded at 80 columns
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in facts.items():
             table.add_row(name, Text(value))
         plain = "\n".join([title, *(f"  {name:<{max(map(len, facts))}}  {value}" for name, value in facts.items())])
-        if self.terminal.is_terminal:
-            self.terminal.print(table)
-        else:
-            self.terminal.print(plain, markup=False)  # a table would be folded at 80 columns
+        self.terminal.print(table)
         self._write(plain)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:

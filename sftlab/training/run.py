@@ -24,8 +24,6 @@ from sftlab.training.build import Run, build
 from sftlab.training.faults import lost_ranks
 from sftlab.training.preempt import StopSignal
 
-log = logging.getLogger(__name__)
-
 REPORTED_STEPS = 8  # laid out for the report at start. All of SQuAD's take 10 s, so only preview does that
 
 
