@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sftlab.common.words import plain
 from sftlab.config import start
 
 DECODING = ("max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "seed")
@@ -24,15 +25,15 @@ def generate(cfg: DictConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("generate runs in one process: start it without torchrun")
 
-    from sftlab.inference.decoding import DecodingSettings
+    from sftlab.common.hub import quiet_transformers
     from sftlab.inference.loaded_model import LoadedModel
+    from sftlab.inference.next_token import DecodingSettings
     from sftlab.inference.trained_model import resolve
     from sftlab.parallel.world import device_of
     from sftlab.training.build import component
-    from sftlab.training.run import quiet_transformers
 
     decoding = DecodingSettings(**{key: given[key] for key in DECODING})
-    trained = resolve(given["run"])
+    trained = resolve(given["run"], given["trust"])
     quiet_transformers()
     format = component("data.format", trained.format) if trained.format else None
     loaded = LoadedModel.load(trained, device_of(0))
@@ -49,7 +50,7 @@ def generate(cfg: DictConfig) -> None:
             raise ValueError(f"fields: run={given['run']} names a model without its run's text format: use prompt=")
         asked_for = request(loaded, fields, format)
         ((_, tokens),) = decode(loaded.scorer, [asked_for.tokens], decoding, loaded.ends)
-        print(loaded.decode_text(tokens).strip())
+        print(plain(loaded.decode_text(tokens).strip()))
 
 
 def text_of(prompt: str) -> str:

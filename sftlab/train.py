@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sftlab.config import start
+from sftlab.config.binding import check, resolved
 from sftlab.config.overrides import point_dir, refuse_point_keys
 
 
@@ -19,11 +20,15 @@ def train(cfg: DictConfig) -> float:
     if hydra.mode == RunMode.MULTIRUN:
         refuse_point_keys(sys.argv)
         cfg.run_dir = point_dir(Path(hydra.runtime.output_dir))
+    config = resolved(cfg)
+    check(config)  # before torch is imported: a wrong value is answered at once
+    if "_target_" in config["launcher"]:
+        from sftlab.launchers.several import run_in_processes
+
+        return run_in_processes(config, overrides)
     from sftlab.training.run import run
 
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
-    return run({str(k): v for k, v in config.items()}, overrides)
+    return run(config, overrides)
 
 
 def main() -> None:

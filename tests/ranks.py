@@ -5,6 +5,7 @@ processes may still be inside a collective; the next call starts a new one.
 """
 
 import atexit
+import gc
 import multiprocessing as mp
 import os
 import sys
@@ -106,9 +107,18 @@ def _serve(pipe: Connection) -> None:
         except BaseException:
             answer = (False, traceback.format_exc())
         torch.use_deterministic_algorithms(False)
+        clear_caches()
         sys.stdout.flush()
         sys.stderr.flush()
         pipe.send(answer)
+
+
+def clear_caches() -> None:
+    """Forget what DTensor has learned: its results name the process groups of a mesh that no longer exist."""
+    from torch.distributed.tensor import debug
+
+    debug._clear_sharding_prop_cache()
+    gc.collect()
 
 
 def _print_into(output: str) -> None:

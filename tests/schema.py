@@ -24,7 +24,10 @@ from tests.support import REPO
 
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")
 TESTS = REPO / "tests"
-GIVEN_BY_CODE = ("fsdp2.compile", "fsdp2.activation_checkpointing")  # from trainer.compile and so on
+PARALLEL = ("fsdp2", "hsdp", "ddp", "fsdp2_tp")
+GIVEN_BY_CODE = [
+    f"{p}.{key}" for p in PARALLEL for key in ("compile", "activation_checkpointing")
+]  # trainer.compile, ...
 
 
 @dataclass
@@ -60,7 +63,9 @@ def schema() -> dict[str, Option]:
             elsewhere = [f"{g}={groups.options(g)[0]}" for g, c in choices(name).items() if c not in known_to(g)]
             for key, value in plain(compose(name, elsewhere)).items():
                 if key not in known and key not in group_names and not is_node(value):
-                    add(found, f"{name}.{key}", name, key, value)
+                    own = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) and value else {}
+                    for path, default in (own or {key: value}).items():  # estimate.device and so on
+                        add(found, f"{name}.{path.removeprefix(f'{name}.')}", name, path, default)
             for group, choice in choices(name).items():
                 if len(groups.options(group)) > 1 or choice is None:
                     add(found, f"{name}.{group}", name, group, choice)
@@ -73,6 +78,8 @@ def schema() -> dict[str, Option]:
                 typed = None if defaults.get(group) == choice else f"{group}={choice}"
                 if "_target_" not in node:  # the sweeper's own options go to Hydra's plugin, whole
                     for key, value in node.items():
+                        if is_node(value):
+                            continue  # tracker.wandb: its parameters are the options
                         add(found, f"{group}.{key}", "train", f"{group}.{key}", value, typed)
                 walk(found, group, node, typed)
     return found

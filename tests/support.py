@@ -1,11 +1,15 @@
 """What tests share: tiny models and tokenizers made here, examples from a seed, functions run on several ranks."""
 
+import atexit
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,13 @@ import torch
 
 from sftlab.data.example import Example
 from tests.ranks import on_ranks
+from tests.warm import Warm, warm
 
 REPO = Path(__file__).parent.parent
 SHARED_DATA = REPO.parent / "shared" / "data"  # real SQuAD and GSM8K, where they are beside the checkout
+# torchao, for the tests that need it: on PYTHONPATH or sys.path of those alone. In the environment itself it would cost
+# every import of transformers 1.4 s and four lines of warnings.
+TORCHAO = Path(sys.prefix) / "torchao"
 TEXT = (
     "The keeper of the lighthouse counts two hundred steps. Question: Who counts the steps? Answer: the keeper. "
     "A baker in Oakgate sells almond bread on Monday and rye on Friday; Context: the oven was built in 1821."
@@ -118,15 +126,36 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def command(module: str, *arguments: str, ranks: int = 1, cwd: Path | None = None, **env: str) -> Any:
-    """Run `python -m sftlab.<module> ...`, under torchrun if `ranks` > 1; returns the CompletedProcess, not checked."""
-    launch = [sys.executable, "-m"]
+def command(
+    module: str, *arguments: str, ranks: int = 1, cwd: Path | None = None, cold: bool = False, **env: str
+) -> Any:
+    """Run `python -m sftlab.<module> ...`, under torchrun if `ranks` > 1; returns the CompletedProcess, not checked.
+
+    Its Pythons have imported torch before, unless `cold`: for what a command says or reads while it starts, and for
+    launcher=local, whose ranks watch over the process that started them.
+    """
+    python = sys.executable if cold else str(warmed().python)
+    launch = [python, "-m"]
     if ranks > 1:
         launch += ["torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port()), "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHON_EXEC": python, **env}  # what torchrun starts its ranks with
     return subprocess.run(
         [*launch, f"sftlab.{module}", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
     )
+
+
+ALSO = ("torch.distributed.run", "sftlab.serving.app", "submitit", "rich.live")
+
+
+@functools.cache
+def warmed() -> Warm:
+    """Return a process that has imported torch, one for all tests, and what starts commands as forks of it."""
+    held = ExitStack()
+    atexit.register(held.close)
+    folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return held.enter_context(warm(folder, environment, "hydra", *ALSO))
 
 
 def free_port() -> int:

@@ -5,6 +5,7 @@ is read while modules are imported (HF_HOME, HF_ENDPOINT) is what the first proc
 any other: it has its own arguments, folder, environment and streams, and can be killed.
 """
 
+import gc
 import json
 import os
 import select
@@ -107,12 +108,16 @@ def main(address: str, *modules: str) -> None:
     """Import, then fork for every request."""
     for module in modules:
         import_module(module)
+    gc.freeze()  # the collector of a fork would copy every page
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(address)
         server.listen()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody needs to wait for those below
         print("ready", flush=True)
-        while True:
+        parent = os.getppid()
+        while os.getppid() == parent:  # tests that are killed do not leave it behind
+            if not select.select([server], [], [], 1)[0]:
+                continue
             line, _ = server.accept()
             if os.fork() == 0:
                 server.close()

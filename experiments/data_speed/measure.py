@@ -75,6 +75,23 @@ def gsm8k_file(given: Path | None, folder: Path, num: int) -> Path:
     return path
 
 
+def chat_file(given: Path | None, folder: Path, num: int) -> Path:
+    """Return the file given, or one of `num` made-up conversations of two to eight turns."""
+    if given is not None:
+        return given
+    path = folder / "chat.jsonl"
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for _ in progress("writing conversations", range(num), num):
+            messages = [{"role": "system", "content": "You are the keeper of the harbour. Answer briefly."}]
+            for _ in range(int(rng.integers(1, 5))):
+                for role in ("user", "assistant"):
+                    words = " ".join(rng.choice(WORDS, int(rng.integers(10, 60))))
+                    messages.append({"role": role, "content": words})
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
 def load_tokenizer(folder: str | None) -> Any:
     from sftlab.models.load import DEMO, Model
 
@@ -122,31 +139,66 @@ def plan(args: argparse.Namespace, folder: Path) -> None:
 
 
 def tokenise(args: argparse.Namespace, folder: Path) -> None:
-    """Cold tokenising by one worker, against the tokenizer's own batched rate. Wanted: within 20 %."""
+    """Examples/s of SQuAD on one worker, and the tokenizer's own rate on the same texts. Wanted: ratio over 0.9."""
     from sftlab.data.formats.squad import Squad
-    from sftlab.data.source import open_source
-    from sftlab.data.store import store
 
     path = squad_file(args.squad, folder, args.limit or 20_000)
+    rate(args, folder, "tokenise", path, Squad(), load_tokenizer(args.tokenizer))
+
+
+def chat(args: argparse.Namespace, folder: Path) -> None:
+    """The same of conversations of two to eight turns. Wanted: ratio over 0.9."""
+    from sftlab.data.formats.chat import Chat
+
     tokenizer = load_tokenizer(args.tokenizer)
-    format = Squad()
-    rows = list(open_source(str(path), None, format.rows).read_rows(0, args.limit or 10**9))
-    texts = [(lambda t: t.prompt + t.completion)(format.to_text(r)) for r in rows]
+    rate(args, folder, "chat", chat_file(args.chat, folder, args.limit or 20_000), Chat(), tokenizer)
+
+
+def rate(args: argparse.Namespace, folder: Path, name: str, path: Path, format: Any, tokenizer: Any) -> None:
+    """Measure the examples/s of one worker from a cold cache, against `tokenizer(batch)` of the texts it made."""
+    from sftlab.data.opening import open_source
+    from sftlab.data.store import store
+    from sftlab.data.template import prepare_tokenizer
+
+    prepare_tokenizer(tokenizer, [format])
+
+    def made(limit: int | None) -> Any:
+        source = open_source(str(path), None, format.rows)
+        return store(source, format, tokenizer, limit=limit, num_workers=1)
+
     own_cache(folder / "first")
-    store(open_source(str(path), None, format.rows), format, tokenizer, limit=100, num_workers=1)  # imports, page cache
+    plain = not format.converses  # a conversation's special tokens are its template's text
+    texts = [tokenizer.decode(e.tokens, skip_special_tokens=plain) for e in made(args.limit)]  # imports, page cache
     ours, theirs = [], []
     for i in progress("tokenising", range(args.repeats), args.repeats):
         own_cache(folder / f"cache{i}")
         began = time.perf_counter()
-        source = open_source(str(path), None, format.rows)
-        made = store(source, format, tokenizer, limit=len(rows), num_workers=1)
-        ours.append(len(made) / (time.perf_counter() - began))
+        ours.append(len(made(args.limit)) / (time.perf_counter() - began))
         began = time.perf_counter()
         for first in range(0, len(texts), 1000):
             tokenizer(texts[first : first + 1000])
         theirs.append(len(texts) / (time.perf_counter() - began))
     a, b = statistics.median(ours), statistics.median(theirs)
-    tell("tokenise", examples=len(rows), examples_per_s_a_core=a, tokenizers_own=b, ratio=a / b, wanted="ratio > 0.8")
+    tell(name, examples=len(texts), examples_per_s_a_core=a, tokenizers_own=b, ratio=a / b, wanted="ratio > 0.9")
+
+
+def preview(args: argparse.Namespace, folder: Path) -> None:
+    """Seconds from the start of the command to its first example, and to its end. Wanted: it begins in under 5 s."""
+    path = squad_file(None, folder, args.limit or 100_000)
+    command = [sys.executable, "-u", "-m", "sftlab.preview", "data=squad", f"data.path={path}", "data.overlong=drop"]
+    firsts, ends = [], []
+    for i in progress("previewing", range(args.repeats), args.repeats):
+        env = {**os.environ, "HF_DATASETS_CACHE": str(folder / f"cache{i}"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+        assert process.stdout is not None
+        process.stdout.readline()
+        firsts.append(time.perf_counter() - began)
+        process.stdout.read()
+        assert process.wait() == 0
+        ends.append(time.perf_counter() - began)
+    begins, ends_s = statistics.median(firsts), statistics.median(ends)
+    tell("preview", examples=args.limit or 100_000, begins_s=begins, ends_s=ends_s, wanted="begins_s < 5")
 
 
 def warm(args: argparse.Namespace, folder: Path) -> None:
@@ -311,8 +363,7 @@ class Bench:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from sftlab.data.plan import Plan
-        from sftlab.models.attention import expect_shapes
-        from sftlab.models.load import ATTENTIONS, best_attention
+        from sftlab.models.architecture import attention
         from sftlab.models.scorer import Scorer
 
         self.examples, self.batch_size, self.torch = examples, args.batch_size, torch
@@ -325,9 +376,7 @@ class Bench:
             num_hidden_layers=args.layers, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096,
             tie_word_embeddings=True,
         )  # fmt: skip
-        config._attn_implementation = ATTENTIONS[best_attention(config, self.device)]
-        if self.cuda:
-            expect_shapes(32)
+        config._attn_implementation = attention(config, self.device)
         torch.manual_seed(0)
         dtype = torch.bfloat16 if self.cuda else torch.float32
         self.scorer = Scorer(LlamaForCausalLM(config).to(self.device, dtype))
@@ -411,7 +460,7 @@ def tree_memory(pid: int) -> dict[str, float]:
     return total
 
 
-MEASUREMENTS = (plan, tokenise, warm, loader, layouts, memory, padding, sharing)
+MEASUREMENTS = (plan, tokenise, chat, preview, warm, loader, layouts, memory, padding, sharing)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -419,6 +468,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("measurement", choices=["all", *(m.__name__ for m in MEASUREMENTS)])
     parser.add_argument("--squad", type=Path, help="SQuAD's training rows as JSONL")
     parser.add_argument("--gsm8k", type=Path, help="GSM8K's training rows as JSONL")
+    parser.add_argument("--chat", type=Path, help="conversations as JSONL")
     parser.add_argument("--tokenizer", help="hub id or folder; default: the demo's")
     parser.add_argument("--limit", type=int, help="rows read")
     parser.add_argument("--repeats", type=int, default=3)

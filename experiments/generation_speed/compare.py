@@ -19,16 +19,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
+from transformers import GenerationConfig
 
 from sftlab.assets import FOLDER as ASSETS
 from sftlab.data.formats.squad import Squad
-from sftlab.inference.decoding import DecodingSettings, Prompt, decode
+from sftlab.inference.decoding import decode
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings, Prompt
 from sftlab.inference.sharded import Generator
 from sftlab.inference.trained_model import resolve
 
@@ -45,9 +47,31 @@ def ours(loaded: LoadedModel, prompts: Sequence[Prompt], how: DecodingSettings) 
 
 def padded(loaded: LoadedModel, prompts: Sequence[Prompt], how: DecodingSettings) -> Answers:
     """Answer with transformers' `generate` on batches padded on the left, prompts of like length together."""
-    device, model = torch.device("cpu"), loaded.scorer
-    generator = Generator(model, loaded.tokenizer, device, how.max_new_tokens, how.batch_size)
-    return generator.answers(list(prompts))
+    out = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    pad = loaded.tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=how.max_new_tokens, do_sample=False, eos_token_id=sorted(loaded.ends), pad_token_id=pad
+    )
+    for start in range(0, len(order), how.batch_size):
+        chosen = order[start : start + how.batch_size]
+        width = len(prompts[chosen[0]])
+        tokens, mask = np.full((len(chosen), width), pad, np.int64), np.zeros((len(chosen), width), np.int64)
+        for row, i in enumerate(chosen):
+            tokens[row, width - len(prompts[i]) :], mask[row, width - len(prompts[i]) :] = prompts[i], 1
+        with torch.no_grad():
+            made = loaded.scorer.model.generate(
+                input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), generation_config=config
+            )
+        for row, i in enumerate(chosen):
+            out[i] = loaded.decode_text(made[row, width:].numpy()).strip()
+    return out
+
+
+def in_run(loaded: LoadedModel, prompts: Sequence[Prompt], how: DecodingSettings) -> Answers:
+    """Answer as a run does."""
+    rest = (how.max_new_tokens, how.batch_size, True)
+    return Generator(loaded.scorer, loaded.tokenizer, loaded.ends, cast(Any, None), *rest).answers(prompts)
 
 
 def timed(side: Callable[[], Answers]) -> tuple[float, Answers]:
@@ -93,6 +117,7 @@ def main() -> None:
     sides: dict[str, Callable[[], Answers]] = {
         "sftlab, shared prefixes": lambda: ours(loaded, prompts, how),
         "sftlab, one row a prompt": lambda: ours(loaded, prompts, alone),
+        "sftlab, in a run": lambda: in_run(loaded, prompts, how),
         "transformers generate, padded": lambda: padded(loaded, prompts, how),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}

@@ -14,18 +14,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from sftlab.common.files import read_json
+from sftlab.common.terminal import Terminal
 from sftlab.config.binding import check
 from sftlab.config.errors import explain
 from sftlab.config.overrides import point_dir, refuse_point_keys
 from sftlab.launchers.launcher import make_launcher
 from sftlab.sweeps import tables
+from sftlab.sweeps.answer import show_answer
 from sftlab.sweeps.launch import launch as start_points
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.record import FILE, Sweep
-from sftlab.sweeps.watch import METRIC, come_back, failures, look, watch
+from sftlab.sweeps.watch import METRIC, Shown, come_back, failures, look, watch
 
 
 class Composer:
@@ -62,7 +63,7 @@ def launch(
 ) -> list[JobReturn]:
     """Compose, check and launch a batch of points; wait if `launcher.wait`. Return what Hydra's sweeper takes."""
     sweep_dir = Path(config.hydra.sweep.dir)
-    points = [point(config, compose, sweep_dir, num, overrides) for num, overrides in enumerate(job_overrides, first)]
+    points = checked_points(config, compose, job_overrides, first)
     nums, options = [num for num, _, _ in points], points[0][2]["launcher"]
     for _, _, other in points:
         if other["launcher"] != options:
@@ -75,8 +76,26 @@ def launch(
         return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for _, o, _ in points]
     sweep = sweep.with_points(points)
     sweep.write()
-    sweep = start_points(sweep, nums, options)
+    console = Terminal(soft_wrap=True)
+    if options.get("parallel_points", 1) > 1:  # with one at a time, the terminal is that point's
+        with Shown(console) as shown:
+            sweep = start_points(sweep, nums, options, lambda: shown.look(sweep_dir, nums))
+    else:
+        sweep = start_points(sweep, nums, options)
     return outcomes(sweep, nums, queued=[job for num in nums if (job := sweep.job_id(num))])
+
+
+def checked_points(
+    config: DictConfig, compose: Composer, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[tuple[int, list[str], dict[str, Any]]]:
+    """Return the points of a batch. If one is wrong nothing is left of the sweep, and nothing runs."""
+    sweep_dir = Path(config.hydra.sweep.dir)
+    try:
+        return [point(config, compose, sweep_dir, num, overrides) for num, overrides in enumerate(job_overrides, first)]
+    except BaseException:
+        if first == 0 and not (sweep_dir / FILE).exists():
+            unmake(sweep_dir)
+        raise
 
 
 def point(
@@ -103,17 +122,22 @@ def dry_run(sweep: Sweep, points: Sequence[tuple[int, list[str], dict[str, Any]]
     print(make_launcher(options).script(sweep.to_run([num for num, _, _ in points], sweep.folder.absolute() / "code")))
     for num, overrides, _ in points:
         print(f"# point {num}: {' '.join(overrides)}")
-    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper wrote it before it called us
-    made = [sweep.folder, *(sweep.folder.parents[:2] if sweep.folder.parts[0] == "sweeps" else ())]
-    for folder in made:  # sweeps/<name>/<time>
-        if not folder.is_dir() or any(folder.iterdir()):
+    unmake(sweep.folder)
+
+
+def unmake(folder: Path) -> None:
+    """Remove what Hydra's sweeper wrote before it called the launcher; then the folder, if nothing else is in it."""
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+    made = [folder, *(folder.parents[:2] if folder.parts[0] == "sweeps" else ())]
+    for path in made:  # sweeps/<name>/<time>
+        if not path.is_dir() or any(path.iterdir()):
             break
-        folder.rmdir()
+        path.rmdir()
 
 
 def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[JobReturn]:
     """Return how the points ended. The value is None for points that were queued and not waited for."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     again = come_back(sweep.folder)
     if queued:
         ids = " ".join(sorted({job.split("_")[0] for job in queued}, key=int))
@@ -123,14 +147,23 @@ def outcomes(sweep: Sweep, nums: Sequence[int], queued: Sequence[str]) -> list[J
         entries = [e for e in sweep.entries if e["num"] in nums]
         return [JobReturn(overrides=e["overrides"], status=JobStatus.COMPLETED) for e in entries]
     try:
-        found = watch(sweep.folder, console, nums=nums) if queued else look(sweep.folder, nums)
+        found = (
+            watch(sweep.folder, console, nums=nums, fail_fast=bool(sweep.launcher.get("fail_fast")))
+            if queued
+            else look(sweep.folder, nums)
+        )
     except KeyboardInterrupt:
         console.print(
             f"\nthe jobs carry on; come back with\n  {again} watch=true\nend them with\n  {again} cancel=true"
         )
         sys.exit(130)
-    if queued:
+    if len(nums) > 1:
         console.print(tables.status(found, METRIC))
+        whole = look(sweep.folder)
+        known = {name for p in whole.points for name in p.last}
+        if any(p.state == "finished" for p in whole.points):
+            show_answer(whole, METRIC if METRIC in known else "train/loss", "last", True, console)
+        console.print(f"see it again, or ranked by another metric:\n  {again}")
     failed = None if all(p.state == "finished" for p in found.points) else PointsFailed(failures(found))
     return [outcome(p, failed) for p in found.points]
 

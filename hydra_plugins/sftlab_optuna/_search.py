@@ -6,6 +6,7 @@ Not scanned by Hydra (the underscore), so that commands which search nothing do 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.sftlab_launcher._compose import Composer, point
+from sftlab.config.binding import bind
 from sftlab.launchers.launcher import make_launcher
 from sftlab.launchers.snapshot import snapshot
 from sftlab.sweeps.record import FILE, Sweep
@@ -37,6 +39,7 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
 
     launcher_node = OmegaConf.to_container(config.launcher, resolve=True)
     assert isinstance(launcher_node, dict)
+    bind("sweeper", dict(config.sweeper), partial(Settings, eval_every=0, max_steps=None), "sweeper=optuna")
     settings = Settings(**config.sweeper, eval_every=config.trainer.eval_every, max_steps=config.trainer.max_steps)
     options = {str(key): value for key, value in launcher_node.items()} or dict(HERE)
     if "parallel_points" in options:  # a launcher that divides this machine must know how many trials share it
@@ -46,14 +49,18 @@ def search(config: DictConfig, loader: Any, arguments: Sequence[str]) -> float:
         raise ValueError("launcher.dry_run=true: a search chooses its points while it runs, so none can be shown")
     fixed, space = split(arguments)
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
     compose = Composer(loader)
 
     def make_point(num: int, chosen: Sequence[str]) -> tuple[int, list[str], dict[str, Any]]:
         """Compose and check the config of a trial."""
         return point(config, compose, folder, num, [*fixed, *chosen])
 
-    first = make_point(0, [f"{name}={example(s)}" for name, s in space.items()])
+    middle = {name: ends(s)[0] for name, s in space.items()}
+    first = make_point(0, [f"{name}={value}" for name, value in middle.items()])
+    for name, values in space.items():  # whatever may be proposed is checked before anything runs
+        for value in ends(values)[1:]:
+            make_point(0, [f"{key}={one}" for key, one in (middle | {name: value}).items()])
+    folder.mkdir(parents=True, exist_ok=True)
     exists = (folder / FILE).exists()
     sweep = Sweep.read(folder) if exists else Sweep(folder, str(Path.cwd()), sys.orig_argv, name=config.name)
     sweep = replace(sweep, launcher=options)
@@ -98,6 +105,6 @@ def distribution(override: Override) -> Any:
     raise ValueError(f"{override.input_line}: sweeper=optuna takes interval(), range(), choice() or values with commas")
 
 
-def example(given: Any) -> Any:
-    """Return one value of a distribution."""
-    return given.choices[0] if hasattr(given, "choices") else given.low
+def ends(given: Any) -> Sequence[Any]:
+    """Return every choice of a distribution, or its lowest and its highest value."""
+    return given.choices if hasattr(given, "choices") else (given.low, given.high)

@@ -1,63 +1,38 @@
-"""Weights in and out: from rank 0 into a sharded scorer, and from a checkpoint's files to a Hugging Face folder."""
+"""Weights out: from a checkpoint's files to a Hugging Face folder."""
 
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig
 
 from sftlab.checkpoints import manifest
-from sftlab.common.files import sync
+from sftlab.checkpoints.adapter_folder import Base, write_config, write_weights
+from sftlab.common import checksums
+from sftlab.common.files import copy_plain, refuse_links, remove, sync, sync_tree
+from sftlab.models.adapters import ADAPTER_CONFIG
 from sftlab.models.load import skeleton
+from sftlab.models.nf4 import num_weights
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.world import World
 
 SIDECAR = "hf"  # folder in a checkpoint with all but the weights, so that an export needs nothing else
 IN_CHECKPOINT = "model.model."  # prefix of the model's tensors: `model` of the state, then `model` of the scorer
 GROUP_BYTES = 4 << 30
 
 
-def broadcast_weights(scorer: Scorer, load: Callable[[], PreTrainedModel], world: World) -> GenerationConfig | None:
-    """Fill a sharded scorer that has no memory yet with the weights and buffers of a model that rank 0 loads.
-
-    Returns that model's own generation config on rank 0, None elsewhere: the scorer's is made from the config alone.
-
-    Buffers that are not saved (rotary tables, float32) are copied too, because recomputing them went wrong in AutoModel
-    #2549. Collective.
-    """
-    scorer.to_empty(device=world.device)
-    scorer.model.tie_weights()  # to_empty allocates a shared parameter twice
-    whole = load() if world.is_main else None
-    set_model_state_dict(
-        scorer.model,
-        whole.state_dict() if whole is not None else {},
-        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
-    )
-    theirs = dict(whole.named_buffers()) if whole is not None else {}
-    for name, buffer in scorer.model.named_buffers():
-        if whole is not None:
-            buffer.copy_(theirs[name])
-        dist.broadcast(buffer, src=0)
-    return whole.generation_config if whole is not None else None
-
-
-def write_all_but_weights(
-    scorer: Scorer, tokenizer: Any, folder: Path, generation: GenerationConfig | None = None
-) -> None:
-    """Write a Hugging Face folder without the weights: config, generation config, tokenizer.
-
-    `generation` replaces the model's own config. It is not set on the model, where it would change a run's answers.
-    """
-    scorer.model.config.save_pretrained(folder)
-    if generation := generation or scorer.model.generation_config:
+def write_all_but_weights(scorer: Scorer, tokenizer: Any, folder: Path, base: Base | None = None) -> None:
+    """Write a Hugging Face folder without the weights: config, generation config, tokenizer; of an adapter its own."""
+    if base is not None:
+        write_config(scorer.model, base, folder)
+    else:
+        scorer.model.config.save_pretrained(folder)
+    if generation := scorer.model.generation_config:
         generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -68,29 +43,49 @@ def export(
     """Write a checkpoint as a folder that `from_pretrained` loads, whole or not at all, in one process on the host.
 
     It only reads files: no device and no other rank takes part. It needs host memory for the model in `dtype` plus
-    `GROUP_BYTES`. A tied weight is written once, under the name to which transformers ties the other.
+    `GROUP_BYTES`. A tied weight is written once, under the name to which transformers ties the other. An adapter is
+    written in peft's format, in float32.
     Raises: Damaged, naming the files, if the checkpoint is not what was written.
     """
     if wrong := manifest.damage(checkpoint):
         raise manifest.Damaged("\n".join([f"{checkpoint} is damaged:", *wrong]))
-    described = checkpoint / SIDECAR
-    config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code)
-    model = skeleton(config).to(dtype)
-    if (described / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(described)
+    with written_whole(folder) as partial:
+        copy_sidecar(checkpoint, partial)  # what the manifest lists, and nothing that was put beside it
+        if (partial / ADAPTER_CONFIG).is_file():
+            write_weights(weights_of(checkpoint, torch.float32), partial)
+            return
+        config = AutoConfig.from_pretrained(partial, trust_remote_code=trust_remote_code)
+        model = skeleton(config).to(dtype)
+        if (partial / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights_of(checkpoint, dtype), max_shard_size=shard_size)
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into, which takes the place of `folder` at the end, or never. Checksums are added."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(described, partial)
-    model.save_pretrained(partial, state_dict=weights_of(checkpoint, dtype), max_shard_size=shard_size)
-    for path in (*partial.iterdir(), partial):
-        sync(path)
+    remove(partial)
+    partial.mkdir()
+    yield partial
+    checksums.write(partial)
+    sync_tree(partial)
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    remove(old)
+    if folder.is_symlink() or folder.exists():
         folder.rename(old)  # a rename is instant; deleting takes a while, and leaves half a folder meanwhile
     partial.rename(folder)
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def copy_sidecar(checkpoint: Path, folder: Path) -> None:
+    """Copy the files beside the weights into a folder: those that the checkpoint's manifest lists."""
+    for name in manifest.read_manifest(checkpoint)["files"]:
+        sidecar, _, inner = name.partition("/")
+        if sidecar == SIDECAR and inner:
+            (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+            copy_plain(refuse_links(checkpoint, name), folder / inner)
 
 
 def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -121,4 +116,4 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 def parameter_count(module: nn.Module) -> int:
     """Return the number of parameters over all ranks; a shared one counts once."""
-    return sum(p.numel() for p in module.parameters())
+    return sum(num_weights(p) for p in module.parameters())

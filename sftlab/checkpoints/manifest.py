@@ -1,24 +1,25 @@
 """The manifest makes a checkpoint folder whole: `checkpoint.json`, written last, has each file's size and checksum.
 
 A folder without it is not a checkpoint. A folder whose files differ from it is damaged, and every wrong file is named.
-The pickles in a folder (DCP's own `.metadata`, and small settings) are read without running code they may ask for.
+DCP's own index is read as data (index.py), small settings with weights_only: no code in a checkpoint runs.
 """
 
 import io
 import json
 import os
-import pickle
 import zlib
 from collections.abc import Iterable, Mapping
-from enum import EnumType
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
+
+from sftlab.checkpoints.index import read_index
+from sftlab.common.files import Window, open_plain, read_text, refuse_deflated, refuse_links
 
 PREFIX = "step_"  # of the folders of a run's checkpoints
 NAME = "checkpoint.json"
@@ -31,8 +32,12 @@ class Damaged(ValueError):
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / NAME).is_file())
+    """Return the complete checkpoints in a folder, oldest first.
+
+    Raises: LinkRefused for a link, which could lead to a private run: its model would be exported into this one.
+    """
+    refuse_links(folder.parent, folder.name)
+    return sorted(refuse_links(folder, p.name) for p in folder.glob(f"{PREFIX}*") if (p / NAME).is_file())
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -48,7 +53,7 @@ def sizes_and_checksums(folder: Path, names: Iterable[str]) -> dict[str, list[in
 def checksum(path: Path) -> int:
     """Return the CRC-32 of a file."""
     crc = 0
-    with path.open("rb", buffering=0) as file:
+    with open_plain(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc
@@ -69,12 +74,21 @@ def write_manifest(folder: Path, progress: Mapping[str, Any], files: Mapping[str
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the progress and the files of a manifest. Raises: Damaged."""
     try:
-        progress = json.loads((folder / NAME).read_text())
+        progress = json.loads(read_text(folder / NAME))
         if not isinstance(progress["step"], int) or not isinstance(progress["files"], dict):
             raise TypeError("step and files are not what they should be")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for name, (size, crc) in progress["files"].items():
+            if not isinstance(size, int) or not isinstance(crc, int) or not inside(name):
+                raise ValueError(f"{name} is no file of a checkpoint with a size and a checksum")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{folder / NAME}: {error}") from None
     return dict(progress)
+
+
+def inside(name: str) -> bool:
+    """Return whether a name in a manifest is that of a file in the folder, or in a folder in it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.name != ""
 
 
 def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
@@ -90,7 +104,7 @@ def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
     for name in sorted(files)[part::num_parts]:
         size, crc = files[name]
         try:
-            found = (folder / name).stat().st_size
+            found = refuse_links(folder, name).stat().st_size
             if found < size:
                 wrong.append(f"{folder / name} is truncated: {found} of {size} bytes")
             elif found > size or checksum(folder / name) != crc:
@@ -103,43 +117,24 @@ def damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
 
 
 class Reader(FileSystemReader):
-    """DCP's reader, with an unpickler that accepts only DCP's own records."""
+    """DCP's reader; it reads the index as data, and no file that lies outside of the checkpoint or is a link."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the index of the checkpoint's tensors."""
-        metadata: Metadata = RecordsOnly(io.BytesIO((Path(self.path) / METADATA).read_bytes())).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        """Return the index of the checkpoint's tensors. Raises: UnpicklingError, LinkRefused."""
+        folder = Path(self.path)
+        with open_plain(folder / METADATA, "rb") as file:
+            metadata = read_index(file.read())
+        for name in {part.relative_path for part in metadata.storage_data.values()}:
+            refuse_links(folder, name)
+        assert metadata.storage_meta is not None
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
-
-class RecordsOnly(pickle.Unpickler):
-    """An unpickler for `.metadata`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a class or constant that DCP's index consists of. Raises: UnpicklingError for anything else."""
-        if (module, name) == ("builtins", "getattr"):
-            return member  # how Python 3.11.0 to 3.11.3 pickle an enum's member
-        known = module == "torch.distributed.checkpoint.metadata"
-        constant = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
-        other = (module, name) in {
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "WindowsPath"),
-            ("pathlib._local", "PosixPath"),
-            ("collections", "OrderedDict"),
-        }
-        if "." in name or not (known or constant or other):
-            raise pickle.UnpicklingError(f"a checkpoint's index asks for {module}.{name}: it is not one of ours")
-        return super().find_class(module, name)
-
-
-def member(kind: Any, name: str) -> Any:
-    """Return the member `name` of an enum. Raises: UnpicklingError if `kind` is no enum."""
-    if not isinstance(kind, EnumType):
-        raise pickle.UnpicklingError(f"a checkpoint's index asks for {name} of {kind!r}: it is not one of ours")
-    return kind[name]
+    def _slice_file(self, file: Any, sinfo: Any) -> Any:
+        """Return the part of a file that holds one value. Raises: ValueError if it would inflate."""
+        window = Window(file, sinfo.offset, sinfo.length)
+        refuse_deflated(io.BufferedReader(window), f"{sinfo.relative_path} of the checkpoint")
+        return super()._slice_file(file, sinfo)
 
 
 class Planner(DefaultLoadPlanner):

@@ -29,11 +29,17 @@ from torch.optim import Optimizer
 
 from sftlab.checkpoints import manifest, rng
 from sftlab.checkpoints.hugging_face import SIDECAR
-from sftlab.common.files import sync
+from sftlab.checkpoints.pretrained import WRAPPER
+from sftlab.common.files import remove, sync, sync_tree
+from sftlab.models.adapters import has_adapter
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World, local_part
 
 T = TypeVar("T")
+CHANGED = {  # what it means that the identity of a checkpoint is not the run's
+    "data": "the files of data.path, or the tokenizer, have changed.",
+    "base": "the weights of model.name_or_path have changed, and the adapter belongs to the earlier ones.",
+}
 
 
 class SaveFailed(OSError):
@@ -64,6 +70,7 @@ class Checkpoints:
         self.folder, self.keep, self.world, self.say = folder, keep, world, say
         self.source, self.rewind, self.sidecar = source, rewind, sidecar
         self.identity, self.anyway = dict(identity or {}), anyway
+        self.took_s = 0.0  # the longest time that a save has taken, from its beginning to the complete checkpoint
         self.failed: SaveFailed | None = None  # why the last save that was waited for failed
         self.group = dist.new_group(backend="gloo")
         cuda = world.device.type == "cuda"
@@ -84,7 +91,7 @@ class Checkpoints:
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
         generators = {rng.key(self.world.rank): rng.state(self.world.device)}
         state: Any = self.stager.stage(
-            {"model": one_name_per_tensor(scorer, model_state), "optimizer": optimizer_state, "rng": generators}
+            {"model": kept(scorer, model_state), "optimizer": optimizer_state, "rng": generators}
         )
         saving: Future[None] = Future()
         full = {"step": step, "num_ranks": self.world.size, **self.identity, **progress}
@@ -145,7 +152,7 @@ class Checkpoints:
                     self._set_aside(later)
         options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
-        state: dict[str, Any] = {"model": one_name_per_tensor(scorer, model_state), "optimizer": optimizer_state}
+        state: dict[str, Any] = {"model": kept(scorer, model_state), "optimizer": optimizer_state}
         key = rng.key(self.world.rank)
         if f"rng.{key}" in manifest.Reader(chosen).read_metadata().state_dict_metadata:
             state["rng"] = {key: ""}  # absent if the saving run had fewer ranks
@@ -161,6 +168,15 @@ class Checkpoints:
     def complete(self) -> list[Path]:
         """Return the complete checkpoints of this run, oldest first."""
         return manifest.complete_checkpoints(self.folder)
+
+    def best(self) -> Path | None:
+        """Return the complete checkpoint with the lowest score, the earliest of equals; None if none has a score."""
+        scores = {}
+        for path in self.complete():
+            score = manifest.read_manifest(path).get("score")
+            if score is not None and math.isfinite(score):
+                scores[path] = score
+        return min(scores, key=lambda p: scores[p], default=None)
 
     def _choose(self) -> Path | None:
         """Return the checkpoint to resume, the same on every rank, with every file checked."""
@@ -190,9 +206,10 @@ class Checkpoints:
     def _check_identity(self, chosen: Path, progress: Mapping[str, Any]) -> None:
         for key, ours in self.identity.items():
             if progress.get(key) != ours and not self.anyway:
+                why = CHANGED.get(key, f"its {key} has changed.")
                 raise ValueError(
-                    f"{chosen} was made with other {key} ({progress.get(key)} there, {ours} here): the files of "
-                    "data.path, or the tokenizer, have changed. resume_despite_changes=true resumes all the same"
+                    f"{chosen} was made with other {key} ({progress.get(key)} there, {ours} here): {why} "
+                    "resume_despite_changes=true resumes all the same"
                 )
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
@@ -215,6 +232,7 @@ class Checkpoints:
             reason = f"{'; '.join(causes(error))}; {f'{kept[-1].name} is intact' if kept else 'no earlier one exists'}"
             self.say(f"step {progress['step']}: the checkpoint could not be written: {reason}")
             raise SaveFailed(f"the checkpoint of step {progress['step']} could not be written: {reason}") from error
+        self.took_s = max(self.took_s, time.perf_counter() - began_s)
         self.say(f"step {progress['step']}: saved in {time.perf_counter() - began_s:.1f} s")
 
     def _agree(self, act: Callable[[], T]) -> list[T]:
@@ -222,7 +240,7 @@ class Checkpoints:
         mine: tuple[T | None, Exception | None]
         try:
             mine = (act(), None)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             mine = (None, error)
         found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, mine, group=self.group)
@@ -233,14 +251,19 @@ class Checkpoints:
 
     def _prepare(self, partial: Path, num_bytes: int) -> None:
         for left in self.folder.glob(f".{manifest.PREFIX}*.partial"):  # left by a run that was killed
-            shutil.rmtree(left)
+            remove(left)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < num_bytes:  # fail before the disk is full: metrics and logs may be on it
             raise OSError(f"it takes {num_bytes / 2**20:,.0f} MiB, {self.folder} has {free / 2**20:,.0f} MiB left")
         partial.mkdir()
         if self.sidecar is not None:
-            self.sidecar(partial / SIDECAR)
+            try:
+                self.sidecar(partial / SIDECAR)
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise OSError(str(error)) from error  # all that the Rust tokenizers raise when the disk is full
 
     def _own_files(self, partial: Path) -> list[str]:
         """Return the names of the files that this rank answers for."""
@@ -252,17 +275,13 @@ class Checkpoints:
 
     def _publish(self, partial: Path, final: Path, progress: Mapping[str, Any], files: dict[str, list[int]]) -> None:
         manifest.write_manifest(partial, progress, files)
+        sync_tree(partial)
         if final.exists():
             self._set_aside(final)
         partial.rename(final)
         sync(self.folder)
-        newest, scores = self.complete(), {}
-        for path in newest:
-            score = manifest.read_manifest(path).get("score")
-            if score is not None and math.isfinite(score):
-                scores[path] = score
-        best = min(scores, key=lambda p: scores[p], default=None)
-        for old in newest[: -self.keep]:
+        best = self.best()
+        for old in self.complete()[: -self.keep]:
             if old != best:
                 (old / manifest.NAME).unlink()  # so that a half-deleted checkpoint is never taken for whole
                 shutil.rmtree(old)
@@ -291,8 +310,15 @@ def one_checksum() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def one_name_per_tensor(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a scorer's state, with each tied tensor under one name only."""
+def kept(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a scorer's state that a checkpoint holds: each tied tensor once, no frozen weight.
+
+    With an adapter that is the adapter alone, without the base's buffers: all of the base is read from its own files.
+    """
+    if has_adapter(scorer.model):
+        trained = (name for name, p in scorer.model.named_parameters() if p.requires_grad)
+        names = {f"model.{name.replace(WRAPPER, '')}" for name in trained}
+        return {name: value for name, value in state.items() if name in names}
     tied = {f"model.{name}" for name in scorer.model.all_tied_weights_keys}
     return {name: value for name, value in state.items() if name not in tied}
 

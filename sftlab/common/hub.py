@@ -1,5 +1,6 @@
-"""What went wrong with the Hugging Face Hub, in words that say what to do."""
+"""What went wrong with the Hugging Face Hub, in words that say what to do; and what its libraries may print."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
     if any("trust_remote_code" in str(e) for e in chain):  # transformers raises a plain ValueError
         return ValueError(
             f"{key}={name}: this {kind} brings code of its own, which would run on this machine. Read it; then "
-            "model.trust_remote_code=true allows it"
+            f"{'trust' if key == 'run' else 'model.trust_remote_code'}=true allows it"
         )
     refused = next((s for s in statuses if s in (401, 403)), None)
     if refused or (not statuses and any(isinstance(e, errors.GatedRepoError) for e in chain)):
@@ -49,6 +50,14 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             f"HF_TOKEN set before the first download. {local}"
         )
     return ValueError(f"{what}: {error}")
+
+
+def quiet_transformers(level: int = logging.WARNING) -> None:
+    """Log messages of at least `level`; turn off transformers' progress bars."""
+    import transformers
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -6,13 +6,16 @@ target, times in wall seconds since the first step began.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sftlab.common.files import read_jsonl, write_jsonl
-from sftlab.common.trackers import Tracker
+from sftlab.common.files import open_plain, read_jsonl, spared_by_a_full_disk, write_jsonl
+from sftlab.common.secrets import strike_values
+from sftlab.common.tracker import Tracker
+
+T = TypeVar("T")
 
 SAMPLES = "samples.jsonl"  # generated answers, beside metrics.jsonl
 
@@ -25,7 +28,7 @@ class Metrics:
         self.path = path
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
-        self._file = path.open("a", encoding="utf-8") if path else None
+        self._file = open_plain(path, "a") if path else None
 
     def cut(self, step: int) -> None:
         """Delete what was written after `step`, and a torn last line; remember the rest.
@@ -37,12 +40,24 @@ class Metrics:
         self._file.close()
         cut_lines(self.path.with_name(SAMPLES), step)
         kept = cut_lines(self.path, step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = open_plain(self.path, "a")
         self.last, self.best = {}, {}
         for line in kept:
             self._remember(line)
         for tracker in self.trackers:
             tracker.cut(step)
+
+    def at_start(self, sample: Callable[..., T]) -> tuple[dict[str, float], list[T]]:
+        """Return what was scored before the first step, and the answers, each made with `sample`.
+
+        Numbers written by the evaluation of step 0 are those that begin with val/.
+        """
+        if self.path is None:
+            return {}, []
+        first = next((line for line in read_jsonl(self.path) if line["step"] == 0), {})
+        lines = [line for line in read_jsonl(self.path.with_name(SAMPLES)) if line.pop("step") == 0]
+        made = [sample(**{**line, "references": tuple(line["references"])}) for line in lines]
+        return {name: value for name, value in first.items() if name.startswith("val/")}, made
 
     def write_numbers(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Write one line, in full precision, once."""
@@ -50,29 +65,34 @@ class Metrics:
         self._remember(line)
         if self._file is None:
             return
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with spared_by_a_full_disk():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         for tracker in self.trackers:
-            tracker.write_numbers(step, values)
+            tracker.write_numbers(step, time_s, values)
 
-    def samples(self, step: int, samples: Sequence[Any]) -> None:
-        """Write generated answers (dataclasses) to samples.jsonl beside the numbers, one JSON object per line."""
-        if self._file is None or not samples:
+    def write_answers(self, step: int, answers: Sequence[Any]) -> None:
+        """Write the answers of an evaluation (dataclasses; there may be none) to samples.jsonl, one JSON object a line.
+
+        Trackers get them without secrets.
+        """
+        if self._file is None or self.path is None:
             return
-        with Path(self._file.name).with_name(SAMPLES).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **asdict(s)}) + "\n" for s in samples)
-
-    def write_text(self, step: int, name: str, text: str) -> None:
-        """Hand a text to the trackers."""
+        lines = [asdict(a) for a in answers]
+        if lines:
+            with open_plain(self.path.with_name(SAMPLES), "a") as file:
+                file.writelines(json.dumps({"step": step, **line}) + "\n" for line in lines)
+        struck = strike_values(lines) if self.trackers else []
         for tracker in self.trackers:
-            tracker.write_text(step, name, text)
+            tracker.write_answers(step, struck)
 
-    def close(self) -> None:
-        """Close the file and the trackers."""
+    def close(self, status: str = "finished") -> None:
+        """Close the file and the trackers. `status` is finished, stopped or failed."""
         if self._file is not None:
-            self._file.close()
+            with spared_by_a_full_disk():
+                self._file.close()
         for tracker in self.trackers:
-            tracker.close()
+            tracker.close(status)
 
     def _remember(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -92,4 +112,4 @@ def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
 
 def lower_is_better(name: str) -> bool:
     """Return whether smaller values of a metric are better ones."""
-    return name.endswith(("loss", "perplexity", "grad_norm", "peak_gib"))
+    return name.startswith("time/") or name.endswith(("loss", "perplexity", "grad_norm", "peak_gib"))

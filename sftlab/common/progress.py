@@ -1,17 +1,36 @@
 """A progress bar on a person's terminal, and nothing anywhere else."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+SHOWN_AFTER_S = 2.0  # what is done sooner needs no bar
 
 
 @contextmanager
 def bar(name: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` are done; yield what advances it."""
-    disabled = not (shown and sys.stderr.isatty())
-    with Progress(transient=True, disable=disabled, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total, completed=done)
-        yield lambda num: progress.advance(task, num)
+    """Show how many of `total` are done, how many per second and what is left; yield what advances it."""
+    console = Console(stderr=True)
+    began_s, num = time.monotonic(), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    progress = Progress(*columns, TimeRemainingColumn(), transient=True, console=console)
+    task = progress.add_task(name, total=total, completed=done, rate="")
+    wanted = shown and sys.stderr.isatty()
+
+    def advance(more: int) -> None:
+        nonlocal num
+        num += more
+        took_s = time.monotonic() - began_s
+        progress.update(task, advance=more, rate=f"{done + num:,}/{total:,}  {num / max(took_s, 1e-9):,.1f}/s")
+        if wanted and took_s >= SHOWN_AFTER_S and not progress.live.is_started:
+            progress.start()
+
+    try:
+        yield advance
+    finally:
+        if progress.live.is_started:  # rich prints an empty line even where nothing was shown
+            progress.stop()

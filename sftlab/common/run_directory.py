@@ -4,6 +4,7 @@ It holds the resolved config, overrides, git commit and diff, package versions, 
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sftlab.common import secrets
+from sftlab.common import owner, secrets
 from sftlab.common.files import read_json, read_yaml, to_yaml, write_whole
-from sftlab.common.renamed import in_todays_names
+from sftlab.common.owner import Hold
+from sftlab.common.renamed import ADDED, in_todays_names
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
@@ -36,12 +38,16 @@ PACKAGES = (
 # What may change when a run resumes: where and how it runs, what is recorded and kept. Never the mathematics.
 FREE = (
     "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
-    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", 
-    "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers",
+    "parallel._target_", "parallel.replicate", "parallel.tensor", "parallel.reshard_after_forward", "parallel.prefetch",
+    "parallel.cpu_offload", "peft.learning_rate", "model.adapter_learning_rate",
+    "model.attention", "model.trust_remote_code", "data.layout", "data.row_length", "data.num_workers", "data.unknown",
     "trainer.rows_per_microbatch", "trainer.log_every", "trainer.eval_every", "trainer.save_every",
-    "trainer.keep_checkpoints", "trainer.on_failed_save", "trainer.skip_nonfinite", "trainer.compile",
-    "trainer.activation_checkpointing", "trainer.deterministic",
+    "trainer.keep_checkpoints", "trainer.patience", "trainer.max_hours", "trainer.export",
+    "trainer.on_failed_save", "trainer.skip_nonfinite", "trainer.compile",
+    "trainer.activation_checkpointing", "trainer.deterministic", "trainer.profile",
 )  # fmt: skip
+# Of these, what may give a finished run something left to do: more steps, or another model.
+ENDING = ("trainer.patience", "trainer.max_hours", "trainer.export")
 
 
 class RunDirError(ValueError):
@@ -61,21 +67,21 @@ class Claim:
     rewind: bool = False
 
 
-def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Claim:
-    """Make `folder` this run's, and return how it begins.
+def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], hold: Hold | None = None) -> Claim:
+    """Make `folder` this run's, and return how it begins. `hold` keeps others out while the run lives.
 
     Raises: RunDirError if it holds anything but a run of the same mathematics (`resume_despite_changes` allows any); or
-    any run at all, with resume=never. Nothing in it is touched then.
+    any run at all, with resume=never; owner.Held if a live run has it. Nothing of the run in it is touched then.
     """
     source = source_of(config)
     if source is not None:
         origin = source if (source / CONFIG).is_file() else source.resolve().parents[1]
         if (origin / CONFIG).is_file():
             refuse_other_mathematics(origin, read_config(origin), config)
-    theirs = reserve(folder, config, overrides)
-    put(folder / "environment.json", json.dumps(environment(), indent=2))
+    theirs = reserve(folder, config, overrides, hold)
+    put(folder / "environment.json", environment())
     summary = read_summary(folder)
-    if summary.get("status") == "finished" and theirs is not None and not differences(theirs, config):
+    if summary.get("status") == "finished" and theirs is not None and not differences(theirs, config, compared=ENDING):
         return Claim(finished=summary)
     (folder / SUMMARY).unlink(missing_ok=True)
     # Repeating a command resumes its run; a new `resume=` rewinds it to the checkpoint that it names.
@@ -84,25 +90,51 @@ def claim(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> 
     return Claim(source=source, rewind=rewind)
 
 
-def reserve(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+def reserve(
+    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], hold: Hold | None = None
+) -> dict[str, Any] | None:
     """Write a run's config into its directory; return the one that was there. Raises: as `claim`."""
+    examine(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if hold is None:
+        owner.refuse_held(folder, owner.living(folder))
+    else:
+        hold.take()
+    theirs = examine(folder, config)  # again: another run may have come and gone before this one took the directory
+    put(folder / CONFIG, dict(config))
+    put(folder / OVERRIDES, list(overrides))
+    return theirs
+
+
+def examine(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config of the run that a directory holds, None if it holds none. Raises: RunDirError, as `claim`."""
     theirs = None
     if folder.exists() and not folder.is_dir():
         raise RunDirError(f"run_dir={folder} is a file")
-    if folder.is_dir() and any(not p.name.startswith(f".{CONFIG}.") for p in folder.iterdir()):
+    if folder.is_dir() and any(not p.name.startswith((f".{CONFIG}.", owner.FILE)) for p in folder.iterdir()):
         if not (folder / CONFIG).is_file():
             raise RunDirError(
                 f"run_dir={folder} is not empty and not a run (it has no {CONFIG}); name another directory"
             )
         if config.get("resume") == "never" and not idle(folder):
             raise RunDirError(f"run_dir={folder} holds a run and resume=never; name another, or leave resume=auto")
+        refuse_planted(folder)
         theirs = read_config(folder)
         if not idle(folder):
             refuse_other_mathematics(folder, theirs, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    put(folder / CONFIG, to_yaml(dict(config)))
-    put(folder / OVERRIDES, to_yaml(list(overrides)))
     return theirs
+
+
+def refuse_planted(folder: Path) -> None:
+    """Raise RunDirError if a run would write through a link: in a run directory only `latest` is one."""
+    checkpoints = folder / "checkpoints"
+    inside = checkpoints.iterdir() if checkpoints.is_dir() and not checkpoints.is_symlink() else ()
+    for path in (*folder.iterdir(), *(p for p in inside if p.name not in ("latest", ".latest"))):
+        if path.is_symlink():
+            raise RunDirError(
+                f"{path} is a link to {os.readlink(path)}: a run writes through no links. Move what it points to here, "
+                "or name another run_dir"
+            )
 
 
 def idle(folder: Path) -> bool:
@@ -146,15 +178,27 @@ def shown(value: Any, most: int = 40) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return {key: (old, new)} for the keys in which two configs differ. Keys of FREE are not compared."""
+def differences(old: Any, new: Any, prefix: str = "", compared: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (old, new)} for the keys in which two configs differ; keys in FREE only if `compared`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(k for k in new if k not in old)]:
-            if f"{prefix}{key}" not in FREE:
-                found |= differences(old.get(key), new.get(key), f"{prefix}{key}.")
+            if f"{prefix}{key}" not in FREE or f"{prefix}{key}" in compared:
+                before = old[key] if key in old else ADDED.get(f"{prefix}{key}")
+                found |= differences(before, new.get(key), f"{prefix}{key}.", compared)
         return found
     return {} if old == new else {prefix.rstrip("."): (old, new)}
+
+
+def names(run_dir: Path) -> tuple[str, str | None]:
+    """Return the name of a run and of the sweep that it is a point of, as their folders say: NAME/TIME, NAME/TIME/3."""
+    folder = run_dir.absolute()
+    is_point = any((folder.parent / file).is_file() for file in ("sweep.json", "multirun.yaml"))
+    group = names(folder.parent)[0] if is_point else None
+    if group is not None:
+        return f"{group}/{folder.name}", group
+    timed = folder.parent.parent.name in ("runs", "sweeps")  # runs/NAME/TIME
+    return (f"{folder.parent.name}/{folder.name}" if timed else folder.name), None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -162,7 +206,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_yaml(folder / CONFIG)
     if not isinstance(config, dict):
         raise RunDirError(f"{folder / CONFIG} is not the config of a run")
-    return {str(key): value for key, value in in_todays_names(config).items()}
+    try:
+        return {str(key): value for key, value in in_todays_names(config).items()}
+    except RecursionError:
+        raise RunDirError(f"{folder / CONFIG} is nested deeper than any config of a run") from None
 
 
 def environment() -> dict[str, Any]:
@@ -188,8 +235,9 @@ def commit() -> dict[str, str | None]:
     copied = Path(__file__).parents[2] / GIT
     if copied.is_file():
         record = read_json(copied)
-        return {key: record[key] for key in ("git_commit", "git_diff")}
-    return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
+        return {key: record.get(key) for key in ("git_commit", "git_diff")}
+    found: dict[str, str | None] = {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
+    return {key: value and secrets.strike(value) for key, value in found.items()}
 
 
 def git(*arguments: str) -> str | None:
@@ -211,14 +259,15 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
         write_summary(folder, {**summary, **failure})
 
 
-def put(path: Path, text: str) -> None:
-    """Write a file in one step, with secrets struck out."""
-    write_whole(path, secrets.strike(text))
+def put(path: Path, value: Any) -> None:
+    """Write a value as JSON or YAML in one step, with secrets struck out of the texts in it."""
+    struck = secrets.strike_values(value)
+    write_whole(path, json.dumps(struck, indent=2) if path.suffix == ".json" else to_yaml(struck))
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json whole."""
-    put(folder / SUMMARY, json.dumps(dict(summary), indent=2))
+    put(folder / SUMMARY, dict(summary))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

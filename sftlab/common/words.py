@@ -1,4 +1,33 @@
-"""Numbers and texts as people read them: durations, sizes, a text on one line."""
+"""Numbers and texts as people read them: durations, sizes, a text on one line, a text that is shown and not obeyed."""
+
+import re
+
+# Control characters, which a terminal obeys: colours, titles, the clipboard, moves of the cursor. And those that change
+# the direction of a text, or are not seen. Newline and tab stay. Half of a surrogate pair cannot be written at all.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+MARKDOWN = re.compile(r"([\\`*\[\]!|~])")
+
+
+def plain(text: str) -> str:
+    """Return a text with its control characters written out, as \\x1b, so that a terminal shows them."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def markdown_text(text: object) -> str:
+    """Return a text that Markdown shows as it is, on one line: no link, image, table cell, HTML or code in it."""
+    line = " ".join(plain(str(text)).split())
+    return MARKDOWN.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def markdown_code(text: object) -> str:
+    """Return a text as Markdown code, on one line, whatever backticks it holds."""
+    line = " ".join(plain(str(text)).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}".replace("|", r"\|")
 
 
 def one_line(text: str, most: int = 160) -> str:

@@ -8,16 +8,22 @@ import os
 import re
 from collections.abc import Sequence
 
-MODULE = re.compile(r"^\s*\S*python[\d.]*\s+-m\s+(sftlab)\.(\w+)")
+# python -m sftlab.train, python -m sftlab train, sftlab train
+COMMAND = re.compile(r"^\s*(?:\S*python[\d.]*\s+-m\s+sftlab[.\s]\s*|(?:\S*/)?sftlab\s+)(\w+)")
 
 BASH = r"""_sftlab() {
-    local words=($COMP_LINE)
-    [[ "${words[1]}" == -m && "${words[2]}" == sftlab.* && $COMP_CWORD -gt 2 ]] || return
-    local found=$(COMP_LINE="$COMP_LINE" "${words[0]}" -m "${words[2]}" -sc query=bash 2>/dev/null)
+    local words=($COMP_LINE) run word
+    if [[ "${words[0]##*/}" == sftlab ]]; then run=("${words[@]:0:2}") word=2
+    elif [[ "${words[1]}" == -m && "${words[2]}" == sftlab.* ]]; then run=("${words[@]:0:3}") word=3
+    elif [[ "${words[1]}" == -m && "${words[2]}" == sftlab ]]; then run=("${words[@]:0:4}") word=4
+    else return
+    fi
+    (( COMP_CWORD >= word )) || return
+    local found=$(COMP_LINE="$COMP_LINE" "${run[@]}" -sc query=bash 2>/dev/null)
     COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _sftlab python python3
+complete -o nospace -o default -F _sftlab python python3 sftlab
 """
 
 
@@ -27,5 +33,5 @@ def prepare(arguments: Sequence[str], as_module: bool) -> str | None:
         return BASH
     line = os.environ.get("COMP_LINE")
     if line is not None:
-        os.environ["COMP_LINE"] = MODULE.sub(r"python \2.py", line)
+        os.environ["COMP_LINE"] = COMMAND.sub(r"python \1.py", line)
     return None

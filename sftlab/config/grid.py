@@ -13,10 +13,14 @@ def planned(sweep_dir: Path) -> list[list[str]]:
     written = read_yaml(sweep_dir / "multirun.yaml")
     if not written:
         return []
+    try:
+        task = [str(override) for override in written["hydra"]["overrides"]["task"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"{sweep_dir / 'multirun.yaml'} is not what Hydra leaves of a sweep") from None
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(written["hydra"]["overrides"]["task"])
+    parsed = OverridesParser.create().parse_overrides(task)
     return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
 

@@ -3,11 +3,10 @@
 import importlib.util
 import sys
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from sftlab.common.files import read_yaml
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel has conf/ inside the package, a checkout beside it.
@@ -29,28 +28,29 @@ def installed() -> dict[str, Path]:
 
 def folders() -> list[Path]:
     """Return every folder in which options may lie: ours, those of installed packages, that of --config-dir."""
-    given = [Path(b) for a, b in pairwise(sys.argv) if a in ("--config-dir", "-cd")]
-    given += [Path(a.partition("=")[2]) for a in sys.argv if a.startswith("--config-dir=")]
-    return [CONF, *installed().values(), *given]
+    return [*installed_folders(), *given_folders()]
+
+
+def installed_folders() -> list[Path]:
+    """Return the config folders of this installation: ours, and those of packages installed beside it."""
+    return [CONF, *installed().values()]
+
+
+def given_folders() -> list[Path]:
+    """Return the folders that --config-dir names; argparse takes every unambiguous beginning of it too."""
+    found = []
+    for i, word in enumerate(sys.argv[1:], 1):
+        name, equals, value = word.partition("=")
+        if name == "-cd" or (name.startswith("--config-d") and "--config-dir".startswith(name)):
+            found.append(Path(value if equals else "".join(sys.argv[i + 1 : i + 2])))
+        elif word.startswith("-cd") and word[3:]:
+            found.append(Path(word[3:]))
+    return found
 
 
 def is_group(name: str) -> bool:
     """Return whether there is a config group of that name."""
     return any((folder / name).is_dir() for folder in folders())
-
-
-def keys(config_name: str) -> list[str]:
-    """Return every dotted key of the command's default config, and its groups."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(config_name)
-    return [
-        *flat(OmegaConf.to_container(config, resolve=False)),
-        *(p.name for folder in folders() for p in folder.iterdir() if p.is_dir()),
-    ]
 
 
 def flat(node: Any, prefix: str = "") -> list[str]:
@@ -73,8 +73,7 @@ def file_of_option(group: str, option: str) -> Path:
 def keys_of_option(group: str, option: str) -> set[str]:
     """Return the dotted keys that the YAML of an option sets for its group, with those of the options it builds on."""
     file = file_of_option(group, option)
-    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    assert isinstance(body, dict)
+    body = dict(read_yaml(file) or {})
     bases = [b for b in body.pop("defaults", []) if isinstance(b, str) and b != "_self_"]
     own = body.get(group, {}) if "@package _global_" in file.read_text() else body
     return set(flat(own)).union(*(keys_of_option(group, base) for base in bases))

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from datasets.builder import Key
 
+from sftlab.common.hub import causes
+
 Blocks = Callable[..., Iterator[Mapping[str, Any]]]
 
 
@@ -24,6 +26,7 @@ class BlocksConfig(datasets.BuilderConfig):  # type: ignore[misc]
     features: datasets.Features | None = None
     blocks: Blocks | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    num_rows: int | None = None
 
 
 class BlocksBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
@@ -35,7 +38,9 @@ class BlocksBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return datasets.DatasetInfo(features=self.config.features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs=self.config.arguments)]
+        split = datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs=self.config.arguments)
+        split.split_info.num_examples = self.config.num_rows  # so that the progress bar knows its end
+        return [split]
 
     def _generate_tables(self, **arguments: Any) -> Iterator[tuple[Key, pa.Table]]:
         for i, columns in enumerate(self.config.blocks(**arguments)):
@@ -43,19 +48,36 @@ class BlocksBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
 
 def build(
-    blocks: Blocks, arguments: dict[str, Any], features: datasets.Features, key: str, cache: Path, workers: int
+    blocks: Blocks,
+    arguments: dict[str, Any],
+    features: datasets.Features,
+    key: str,
+    cache: Path,
+    workers: int,
+    num_rows: int,
 ) -> datasets.Dataset:
     """Return the dataset of the column blocks that `blocks(**arguments)` yields, from `cache` if `key` is there.
 
-    Raises: whatever `blocks` raises.
+    `num_rows` is how many rows they will have, for the progress bar. Raises: whatever `blocks` raises.
     """
     builder = BlocksBuilder(
-        cache_dir=str(cache), features=features, blocks=blocks, arguments=arguments, config_id=f"default-{key}"
+        cache_dir=str(cache),
+        features=features,
+        blocks=blocks,
+        arguments=arguments,
+        num_rows=num_rows,
+        config_id=f"default-{key}",
     )
     try:
         builder.download_and_prepare(num_proc=workers if workers > 1 else None)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None
+    except Exception as error:
+        if any(
+            isinstance(cause, KeyboardInterrupt) for cause in causes(error)
+        ):  # covered by a TimeoutError of its pool
+            raise KeyboardInterrupt from None
+        if isinstance(error, datasets.exceptions.DatasetGenerationError):
+            raise (error.__cause__ or error) from None
+        raise
     return builder.as_dataset(split=datasets.Split.TRAIN)
 
 

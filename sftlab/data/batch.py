@@ -4,9 +4,9 @@ Nothing is shifted downstream: `at` says which hidden state predicts, `target` w
 ask for it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,20 @@ from torch import Tensor
 from sftlab.data.forest import Row
 
 
+class Noise(NamedTuple):
+    """The noise on the embeddings of a step: `key` names the draw, `size` is the width of it times sqrt(features)."""
+
+    key: int
+    size: float
+
+
 @dataclass(frozen=True)
 class Batch:
     """One microbatch of one rank.
 
     Shapes: tokens, position (R, T) int64; reach (R, T) int32; at (P,) int64 into the flattened (R*T); target (P,)
-    int64; weight (P,) float32. `num_tokens` counts tokens that are not padding.
+    int64; weight (P,) float32. `num_tokens` counts tokens that are not padding. `noise` is set in training
+    that asks for it.
     """
 
     tokens: Tensor
@@ -31,6 +39,7 @@ class Batch:
     weight: Tensor
     num_examples: int
     num_tokens: int
+    noise: Noise | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; from pinned memory the copy does not block."""
@@ -50,13 +59,14 @@ class Batch:
 def collate(rows: Sequence[Row], num_rows: int, length: int, pad_token: int = 0) -> Batch:
     """Return the batch of these rows: `num_rows` rows of `length` tokens.
 
-    A padding token reaches only itself, so no other token sees it. A batch without predictions gets one of weight 0,
-    because the head must run in every microbatch on every rank, or FSDP's collectives hang.
+    A padding token reaches only itself, so no other token sees it. A batch has at least two predictions; missing ones
+    have weight 0. The head must run in every microbatch on every rank, or FSDP's collectives hang, and torch compiles
+    its code once more for a single prediction.
     """
     tokens = np.full((num_rows, length), pad_token, np.int64)
     position = np.zeros((num_rows, length), np.int64)
     reach = np.tile(np.arange(1, length + 1, dtype=np.int32), (num_rows, 1))
-    size = max(1, sum(len(r.at) for r in rows))
+    size = max(2, sum(len(r.at) for r in rows))
     at, target, weight = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.float32)
     end = 0
     for i, r in enumerate(rows):
@@ -74,3 +84,27 @@ def collate(rows: Sequence[Row], num_rows: int, length: int, pad_token: int = 0)
         num_examples=sum(r.num_examples for r in rows),
         num_tokens=sum(len(r) for r in rows),
     )
+
+
+def on_device(batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on `device`. On CUDA the next one is copied on a stream of its own while one is computed."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copying: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    computing = torch.cuda.current_stream(device)
+
+    def copy(batch: Batch) -> tuple[Batch, Any]:
+        with torch.cuda.stream(copying):
+            return batch.to(device), copying.record_event()
+
+    coming = copy(batches[0])
+    for following in (*batches[1:], None):
+        batch, arrived = coming
+        if following is not None:
+            coming = copy(following)
+        computing.wait_event(arrived)
+        for value in vars(batch).values():
+            if isinstance(value, Tensor):
+                value.record_stream(computing)  # its memory is not reused for a copy before this is computed
+        yield batch

@@ -4,7 +4,7 @@ Every row of a source is kept, truncated, dropped for a reason, or skipped as un
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ class Examples(ExampleSet):
                 example,
                 tokens=example.tokens[:n],
                 supervised=example.supervised[:n],
+                weights=None if example.weights is None else example.weights[:n],
                 num_prompt=min(n, example.num_prompt),
             )
         return example
@@ -82,6 +83,13 @@ class Examples(ExampleSet):
         if self.max_length is None:
             return np.empty(0, np.int64)
         return self.kept[self.store.lengths[self.kept] > self.max_length]
+
+    @property
+    def last_targets(self) -> Array:
+        """The last token of every example that was not cut short and learns it."""
+        whole = np.setdiff1d(self.kept, self.truncated)
+        last: Array = self.store.last[whole[self.store.ends[whole]]]
+        return last
 
     @property
     def num_dropped(self) -> int:
@@ -161,9 +169,11 @@ class Examples(ExampleSet):
         dropped = {TOO_LONG: self.kept[too_long], NO_TARGET: self.kept[masked]}
         kept = np.delete(self.kept, np.concatenate([too_long, masked]))
         if len(kept) == 0:
+            skipped = self.store.skipped[:1]
             raise ValueError(
                 f"{self.store.source.name}: no example is left of {len(self)}: {len(too_long)} {TOO_LONG}, "
                 f"{len(masked)} with {NO_TARGET} (data.max_length={max_length}, data.overlong={overlong})"
+                + "".join(f"; {self.num_skipped} skipped, such as {s.where}: {s.reason}" for s in skipped)
             )
         return replace(cut, kept=kept, dropped={reason: rows for reason, rows in dropped.items() if len(rows)})
 
@@ -173,12 +183,14 @@ class MixedExamples(ExampleSet):
     """Examples of several sources as one sequence.
 
     Shapes: part, member (n,): the source, and the index in it, of each example.
-    An example may appear several times, because a source of high weight is repeated.
+    An example may appear several times, because a source of high weight is repeated. Those of the sources in `alone`
+    have no group in common.
     """
 
     sources: Mapping[str, Examples]
     part: Array
     member: Array
+    alone: Set[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.part)
@@ -203,8 +215,11 @@ class MixedExamples(ExampleSet):
 
     @property
     def groups(self) -> Array:
-        """Group keys, (n,)."""
-        return self._each([p.groups for p in self.sources.values()])
+        """Group keys, (n,); negative, and each another, for examples of the sources in `alone`."""
+        groups = self._each([p.groups for p in self.sources.values()])
+        alone = np.flatnonzero(np.isin(self.part, [i for i, name in enumerate(self.sources) if name in self.alone]))
+        groups[alone] = -1 - alone
+        return groups
 
     @property
     def lengths(self) -> Array:

@@ -9,6 +9,7 @@ Source: Tree Training, https://arxiv.org/abs/2511.00413; the mask of one integer
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
             path = np.concatenate([path[:shared], own])
             tokens[own], position[own] = e.tokens[shared:], np.arange(shared, len(e))
             parent[own] = np.concatenate([path[max(shared - 1, 0) : shared], own])[: len(own)] if shared else own - 1
-            weight[path] += e.supervised
+            weight[path] += e.target_weights
             end += len(own)
             previous = e.tokens
             paths.append(path)
@@ -180,9 +181,12 @@ def assign_to_ranks(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
     """
     most = -(-len(costs) // num_ranks)
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]
-    load = [0] * num_ranks
+    free = [(0, rank) for rank in range(num_ranks)]  # (load, rank) of those that may have more rows: a heap
     for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        rank = min((r for r in range(num_ranks) if len(ranks[r]) < most), key=lambda r: (load[r], r))
+        load, rank = free[0]
         ranks[rank].append(item)
-        load[rank] += costs[item]
+        if len(ranks[rank]) < most:
+            heapreplace(free, (load + costs[item], rank))
+        else:
+            heappop(free)
     return ranks

@@ -6,19 +6,19 @@ work is a few milliseconds of numpy; forked workers would inherit signal handler
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sftlab.data.batch import Batch, collate
+from sftlab.data.batch import Batch, Noise, collate
 from sftlab.data.example import Example
 from sftlab.data.forest import assign_to_ranks, lay_out
 from sftlab.data.plan import IntArray, Plan
 
 AHEAD = 2  # steps laid out in advance
-NUM_LENGTHS = 8  # how many row lengths to aim for where shapes are compiled
+BLOCK = 128  # tokens; where shapes are compiled, lengths are multiples of FlexAttention's block
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,18 @@ class Step:
     indices: IntArray
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowLayout:
     """How the examples of a step become microbatches: the layout's settings and this rank's place.
 
-    With `fixed_shapes` every microbatch has `rows_per_microbatch` rows of one of NUM_LENGTHS lengths, so that code is
-    compiled for no more shapes than that.
+    `joined` rows lie end to end: a microbatch is one row of up to `rows_per_microbatch * row_length` tokens. So only
+    the last microbatch of a step is not full. That suits FlexAttention, which skips blocks that nothing sees.
+
+    With `fixed_shapes` every microbatch has the same number of rows, and lengths are multiples of BLOCK. torch compiles
+    code for the first length, and once more for all other lengths. Lengths start at two blocks: torch compiles a
+    dimension of size 1 on its own.
+
+    `rows_per_microbatch` is the one value that changes: the trainer's warm-up may find that fewer rows fit.
     """
 
     layout: str
@@ -58,13 +64,15 @@ class RowLayout:
     pad_token: int
     fixed_shapes: bool = False
     pin_memory: bool = False
+    joined: bool = False
 
     def arrange(self, examples: Sequence[Example], indices: IntArray) -> Step:
         """Return the step of these examples; every rank gets the same number of microbatches; some may be empty."""
-        rows = lay_out(examples, self.layout, self.row_length, self.num_ranks)
+        length, per = self.row_length, self.rows_per_microbatch
+        if self.joined:
+            length, per = length * per, 1
+        rows = lay_out(examples, self.layout, length, self.num_ranks)
         shares = assign_to_ranks([len(r) for r in rows], self.num_ranks)
-        per = self.rows_per_microbatch
-        multiple = round_up(self.row_length // NUM_LENGTHS, 128) if self.fixed_shapes else 16
         num_microbatches = max(1, *(-(-len(share) // per) for share in shares))
         shapes: list[tuple[int, int]] = []
         mine: list[Batch] = []
@@ -72,8 +80,7 @@ class RowLayout:
             share = sorted(share, key=lambda i: -len(rows[i]))  # a microbatch gets rows of similar length
             for m in range(num_microbatches):
                 chosen = [rows[i] for i in share[m * per : (m + 1) * per]]
-                num_rows = per if self.fixed_shapes else max(1, len(chosen))
-                shapes.append((num_rows, round_up(max((len(r) for r in chosen), default=1), multiple)))
+                shapes.append(self.shape([len(r) for r in chosen], per))
                 if rank == self.rank:
                     batch = collate(chosen, *shapes[-1], pad_token=self.pad_token)
                     mine.append(batch.pin_memory() if self.pin_memory else batch)
@@ -90,6 +97,13 @@ class RowLayout:
             indices=indices,
         )
 
+    def shape(self, lengths: Sequence[int], per: int) -> tuple[int, int]:
+        """Return (rows, tokens per row) of a microbatch that holds rows of these lengths."""
+        longest = max(lengths, default=1)
+        if self.fixed_shapes:
+            return per, max(round_up(longest, BLOCK), 2 * BLOCK)
+        return max(1, len(lengths)), round_up(longest, 16)
+
 
 def round_up(n: int, multiple: int) -> int:
     """Return the smallest positive multiple of `multiple` that is at least n."""
@@ -98,17 +112,25 @@ def round_up(n: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Loader:
-    """Steps of a plan over examples, arranged for this rank. `lengths`, if given, saves reading every example."""
+    """Steps of a plan over examples, arranged for this rank. `lengths`, if given, saves reading every example.
+
+    `noise` returns the noise of a step's embeddings, which every microbatch of the step is marked with.
+    """
 
     examples: Sequence[Example]
     plan: Plan
     row_layout: RowLayout
     lengths: IntArray | None = None
+    noise: Callable[[int, Step], Noise] | None = None
 
     def step(self, step: int) -> Step:
         """Return optimiser step `step`, computed from nothing but its number."""
         indices = self.plan.examples(step)
-        return self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
+        arranged = self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
+        if self.noise is None:
+            return arranged
+        noise = self.noise(step, arranged)
+        return replace(arranged, microbatches=[replace(batch, noise=noise) for batch in arranged.microbatches])
 
     def largest(self, most: int = 4) -> Batch:
         """Return the largest microbatch among the steps of an epoch with the most tokens or the longest examples.

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from sftlab.common.values import Count
 from sftlab.data.example_set import ExampleSet
 from sftlab.data.examples import OVERLONG
 from sftlab.data.forest import LAYOUTS
@@ -17,16 +18,21 @@ Splits = tuple[ExampleSet, ExampleSet | None]
 class DataOption(ABC):
     """How examples lie in rows and which are kept. A subclass says where they come from."""
 
-    max_length: int | None = None
-    overlong: str = "error"
-    layout: str = "tree"
-    row_length: int | None = None
-    group_by_prefix: bool = False
+    max_length: Count | None = None
+    overlong: Literal["error", "drop", "truncate"] = "error"
+    layout: Literal["tree", "packed", "padded"] = "tree"
+    row_length: Count | None = None
+    group_by_prefix: bool | None = False
     shuffle: bool = True
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("overlong", self.overlong, OVERLONG)
+
+    @property
+    def groups_prefixes(self) -> bool:
+        """Whether examples that share a prefix meet in one step."""
+        return bool(self.group_by_prefix)
 
     @property
     @abstractmethod
@@ -43,6 +49,13 @@ class DataOption(ABC):
         """Return the training and the validation examples, none longer than `max_length` tokens.
 
         The tokenizer must be prepared for the formats (template.prepare_tokenizer).
+        """
+
+    @abstractmethod
+    def first(self, tokenizer: Any, num_rows: int, max_length: int) -> ExampleSet | None:
+        """Return the examples of the first rows, to show before all are read; None if they give none.
+
+        Validation examples that are held out may be among them.
         """
 
     @abstractmethod

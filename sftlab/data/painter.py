@@ -1,7 +1,7 @@
 """Data on the terminal: examples in colour, a row drawn as a forest, the report. People read it; nothing parses it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from rich.tree import Tree
 from sftlab.data.example_set import ExampleSet
 from sftlab.data.forest import Row, lay_out
 from sftlab.data.loader import Loader
-from sftlab.data.report import Account, Finding, Report, exceptions, layout
+from sftlab.data.proof import Check
+from sftlab.data.report import Account, Finding, Report, exceptions, layout, not_read, read
 
 SUPERVISED = "bold black on green"
 SPECIAL = "magenta"
@@ -65,19 +66,18 @@ class Painter:
         row_layout = loader.row_layout
         examples = [loader.examples[int(i)] for i in loader.plan.examples(step)]
         rows = lay_out(examples, row_layout.layout, row_layout.row_length)
-        row = max(rows, key=lambda r: r.num_examples / len(r))
+        row = fullest(rows)
         alone = sum(map(len, row.paths))
         title = (
             f"step {step}, one of its {len(rows)} rows: {row.num_examples} examples, {alone:,} tokens in rows of their "
-            f"own, {len(row):,} here, {int(row.weight.sum())} supervised"
+            f"own, {len(row):,} here, {float(row.weight.sum()):g} supervised"
         )
         tree = Tree(Text(title, style="bold"), guide_style="dim")
         self._branches(tree, row)
         self.console.print(tree, "")
 
     def _branches(self, tree: Tree, row: Row) -> None:
-        weight = np.zeros(len(row), np.int64)
-        weight[predicted(row)] = row.weight
+        weight = learned_weight(row)
         parents: list[tuple[int, Tree]] = [(len(row), tree)]  # (where its subtree ends, node), from the root down
         for number, (start, stop) in enumerate(segments(row)):
             if number == FOREST_LINES:
@@ -87,8 +87,9 @@ class Painter:
                 parents.pop()
             label = self.tokens(row.tokens[start:stop], weight[start:stop] > 0, SHOWN_BRANCH)
             label = Text(label.plain.replace("\n", " "), spans=label.spans)
-            most = int(weight[start:stop].max(initial=0))
-            label.append(f"  {stop - start} tokens{f', counted {most} times' if most > 1 else ''}", style="dim")
+            most = float(weight[start:stop].max(initial=0))
+            counted = f", counted {most:g} times" if most not in (0, 1) else ""
+            label.append(f"  {stop - start} tokens{counted}", style="dim")
             parents.append((int(row.reach[start]), parents[-1][1].add(label)))
 
     def report(self, found: Report, refused: bool) -> None:
@@ -106,16 +107,30 @@ class Painter:
             self._histogram(title, counts)
         self.console.print(f"[bold]layout[/]  {escape(layout(found))}")
 
+    def proof(self, checks: Sequence[tuple[Check, int]], source: str = "") -> None:
+        """Show the proof of the chat template: each kind of turn, in how many rows of a source it is, what is found."""
+        table = Table(title=f"chat template {source}".strip(), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for heading in ("kind of turn", "rows", "", "what is learned, or what is wrong"):
+            table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
+        for check, rows in checks:
+            verdict = (
+                ("refused", "red") if check.trouble else ("right, taken apart" if check.apart else "right", "green")
+            )
+            learned = Text(shorten(check.trouble or check.learned.replace("\n", "\\n"), SHOWN_CHARS))
+            table.add_row(check.kind, f"{rows:,}" if rows else "", Text(verdict[0], style=verdict[1]), learned)
+        self.console.print(table)
+
     def _account(self, title: str, a: Account) -> None:
         self.console.print(
-            f"[bold]{escape(title)}[/]  {a.rows:,} rows read, {a.kept:,} kept, {a.tokens:,} tokens, "
-            f"{a.supervised_tokens:,} supervised"
+            f"[bold]{escape(title)}[/]  {read(a)}, {a.tokens:,} tokens, {a.supervised_tokens:,} supervised"
         )
         findings = [("skipped", a.skipped), *((f"dropped, {reason}", f) for reason, f in a.dropped.items())]
         findings += [("truncated", a.truncated), ("end of text not supervised", a.end_not_supervised)]
-        for name, finding in [*findings, ("duplicates", a.duplicates)]:
+        findings += [("duplicates", a.duplicates), ("rows that hold control tokens as text", a.control)]
+        for name, finding in findings:
             self._finding(name, finding)
-        self.console.print(*(f"  {line}" for line in exceptions(a) if line.endswith("split")), sep="\n")
+        for line in [line for line in exceptions(a) if line.endswith("split")] + not_read(a):
+            self.console.print(Text(f"  {line}"))
 
     def _finding(self, name: str, finding: Finding) -> None:
         style = "yellow" if finding.count else "dim"
@@ -153,6 +168,18 @@ def segments(row: Row) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(row)], strict=True))
 
 
+def fullest(rows: Sequence[Row]) -> Row:
+    """Return the row that holds the most examples per token."""
+    return max(rows, key=lambda r: r.num_examples / len(r))
+
+
+def learned_weight(row: Row) -> NDArray[np.float32]:
+    """Return how many examples ask for each token of a row, (n,)."""
+    weight = np.zeros(len(row), np.float32)
+    weight[predicted(row)] = row.weight
+    return weight
+
+
 def predicted(row: Row) -> NDArray[np.int64]:
     """Return the row index of each prediction's target token: the child of token `at` that equals `target`."""
     children: dict[tuple[int, int], int] = {}
@@ -173,6 +200,7 @@ def write_examples(path: Path, examples: ExampleSet, tokenizer: Any) -> None:
                 "id": e.id,
                 "tokens": e.tokens.tolist(),
                 "supervised": e.supervised.astype(int).tolist(),
+                **({} if e.weights is None else {"weights": e.weights.tolist()}),
                 "text": tokenizer.decode(e.tokens, clean_up_tokenization_spaces=False),
                 "supervised_text": tokenizer.decode(e.tokens[e.supervised], clean_up_tokenization_spaces=False),
             }

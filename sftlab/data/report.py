@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from sftlab.common.files import write_whole
 from sftlab.data.example_set import Array, ExampleSet
 from sftlab.data.examples import Examples
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
+from sftlab.data.proof import KINDS
 
 NAMED = 5  # examples named per finding
 BARS = 12  # per histogram, at most
@@ -31,7 +33,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the rows of one source: `rows` were read, and `kept` of them are trained or validated on."""
+    """What became of the rows of one source: `rows` were read, and `kept` examples are trained or validated on.
+
+    A row gives several examples where its conversation is taken apart: `parts` counts those after each row's first.
+    `control` are rows that hold control tokens as text; `kinds` counts the rows with each kind of turn.
+    `columns_not_read` are those that the format asked for in no row, `keys_not_read` those of messages, each with the
+    number of rows or messages; `files_not_read` lie in the folder and belong to no split.
+    """
 
     rows: int
     kept: int
@@ -42,6 +50,12 @@ class Account:
     duplicates: Finding
     tokens: int
     supervised_tokens: int
+    columns_not_read: dict[str, int] = field(default_factory=dict)
+    keys_not_read: dict[str, int] = field(default_factory=dict)
+    files_not_read: list[str] = field(default_factory=list)
+    parts: int = 0
+    control: Finding = Finding(0)
+    kinds: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, part: Examples) -> "Account":
@@ -50,16 +64,23 @@ class Account:
         skipped = [f"{s.where}: {s.reason}" for s in store.skipped[:NAMED]]
         endless = np.union1d(kept[~store.ends[kept]], part.truncated)
         _, firsts = np.unique(store.digests[kept], return_index=True)
+        _, first_of_row = np.unique(store.rows, return_index=True)
         return cls(
-            rows=len(store) + len(store.skipped),
+            rows=len(first_of_row) + len(store.skipped),
+            parts=len(store) - len(first_of_row),
             kept=len(kept),
             skipped=Finding(len(store.skipped), skipped),
             dropped={reason: find(part, at) for reason, at in part.dropped.items()},
             truncated=find(part, part.truncated),
             end_not_supervised=find(part, endless),
             duplicates=find(part, np.delete(kept, firsts)),
+            control=find(part, first_of_row[store.control[first_of_row] > 0]),
+            kinds=count_kinds(store.kinds[first_of_row]),
             tokens=int(part.lengths.sum()),
             supervised_tokens=int(supervised(part).sum()),
+            columns_not_read=store.keys.unread,
+            keys_not_read=dict(sorted(store.keys.unknown.items())),
+            files_not_read=list(store.source.left_alone),
         )
 
 
@@ -97,7 +118,7 @@ class Report:
 
     def write_json(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def report(
@@ -126,6 +147,12 @@ def report(
         arrangement=arrangement,
         saved_by_grouping=saved,
     )
+
+
+def count_kinds(kinds: Array) -> dict[str, int]:
+    """Return how many rows have each kind of turn; kinds that none has are left out."""
+    counts = {kind: int((kinds >> i & 1).sum()) for i, kind in enumerate(KINDS)}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def arranged(examples: ExampleSet, plan: Plan, row_layout: RowLayout, steps: int) -> Arrangement:
@@ -185,12 +212,18 @@ def short(found: Report) -> dict[str, str]:
     lines: dict[str, str] = {}
     for split, accounts in found.accounts.items():
         for name, a in accounts.items():
-            what = [f"{a.rows:,} rows read, {a.kept:,} kept", *exceptions(a)]
+            what = [read(a), *exceptions(a), *not_read(a)]
             lines[f"{split} {name}".strip()] = ", ".join(what)
     if found.overlap.count:
         lines["overlap"] = f"{found.overlap.count:,} validation examples are training examples too"
     lines["layout"] = layout(found)
     return lines
+
+
+def read(a: Account) -> str:
+    """Return how many rows were read and how many examples are kept, in words."""
+    made = f" and taken apart into {a.rows - a.skipped.count + a.parts:,} examples" if a.parts else ""
+    return f"{a.rows:,} rows read{made}, {a.kept:,} kept"
 
 
 def exceptions(a: Account) -> list[str]:
@@ -201,9 +234,17 @@ def exceptions(a: Account) -> list[str]:
         (a.truncated.count, "truncated"),
         (a.end_not_supervised.count, "whose end is not supervised"),
         (a.duplicates.count, "duplicates"),
-        (a.rows - a.kept - a.skipped.count - sum(f.count for f in a.dropped.values()), "in the other split"),
+        (a.control.count, "rows that hold control tokens as text"),
+        (a.rows + a.parts - a.kept - a.skipped.count - sum(f.count for f in a.dropped.values()), "in the other split"),
     ]
     return [f"{count:,} {what}" for count, what in counts if count]
+
+
+def not_read(a: Account) -> list[str]:
+    """Return what nobody reads, in words: columns, keys of messages, files. Empty if there is nothing of the kind."""
+    keys = [f"{name} ({count:,})" for name, count in a.keys_not_read.items()]
+    found = (("columns", list(a.columns_not_read)), ("keys of messages", keys), ("files", a.files_not_read))
+    return [f"{what} not read: {', '.join(names)}" for what, names in found if names]
 
 
 def layout(found: Report) -> str:
@@ -223,4 +264,4 @@ def write_skipped(path: Path, splits: Sequence[ExampleSet | None]) -> None:
     parts = [part for split in splits if split is not None for part in split.parts.values()]
     rows: list[dict[str, Any]] = [asdict(s) for s in {s: None for part in parts for s in part.store.skipped}]
     if rows:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

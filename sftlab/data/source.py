@@ -1,19 +1,17 @@
-"""Sources: where rows come from. A source is a hub id or local files, read in place, one range of rows at a time.
+"""Sources: where rows come from. A source is read in place, one range of rows at a time.
 
 It knows how many rows it has, their hash and how to read any range of them, so that workers can share the reading. The
-format says what a row means.
+format says what a row means. Here are JSON and what combines sources; delimited.py has CSV, table.py what `datasets`
+reads, and opening.py finds the source that a path names.
 """
 
-import csv
-import glob
 import gzip
 import hashlib
 import io
 import json
-import re
-import zlib
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +20,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftlab.data import limits
 from sftlab.data.format import Fields
 
-LINES = (".jsonl", ".ndjson")
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-KINDS = (*LINES, ".json", *TABLES)
-TABLE_ROWS = 1000  # rows of a table turned into Python objects at a time
+COMPRESSED = (".gz", ".zst")
 
 RowsOf = Callable[[Any], list[Fields]]
 
 
 class Source(ABC):
-    """Rows that can be read by range. `name` is for messages, `fingerprint` a hash of the content."""
+    """Rows that can be read by range. `name` is for messages, `fingerprint` a hash of the content.
+
+    `left_alone` are files beside it that belong to no split.
+    """
 
     name: str
     fingerprint: str
+    left_alone: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ class Lines(Source):
     def open(cls, path: Path) -> "Lines":
         """Return the lines of a file, indexed in one pass that also hashes it."""
         digest, offsets, offset = hashlib.blake2b(digest_size=16), array("q"), 0
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
+        with open_bytes(path) as file:
+            for number, (line, length) in enumerate(limits.lines(file, path), 1):
                 digest.update(line)
                 if line.strip():
                     offsets.extend((number, offset))
-                offset += len(line)
+                offset += length
         return cls(str(path), digest.hexdigest(), np.frombuffer(offsets, np.int64).reshape(-1, 2))
 
     def __len__(self) -> int:
@@ -83,39 +83,13 @@ class Lines(Source):
         stop = min(stop, len(self))
         if start >= stop:
             return
-        with _open(Path(self.name)) as file:
+        with open_bytes(Path(self.name)) as file:
             file.seek(int(self.offsets[start, 1]))
             for _ in range(start, stop):
-                line = file.readline()
+                line, _ = limits.read_line(file)
                 while line and not line.strip():
-                    line = file.readline()
+                    line, _ = limits.read_line(file)
                 yield _parse_line(line)
-
-
-@dataclass(frozen=True)
-class Table(Source):
-    """Memory-mapped rows of a `datasets.Dataset`, from the hub, Parquet or CSV."""
-
-    name: str
-    dataset: Any
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """The dataset's own fingerprint."""
-        return str(self.dataset._fingerprint)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def where(self, row: int) -> str:
-        """Return name and row number, counted from 1."""
-        return f"{self.name} row {row + 1}"
-
-    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
-        """Yield rows."""
-        for first in range(start, min(stop, len(self)), TABLE_ROWS):
-            columns = self.dataset[first : min(first + TABLE_ROWS, stop)]
-            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -145,6 +119,7 @@ class Several(Source):
 
     name: str
     parts: Sequence[Source]
+    left_alone: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -170,123 +145,154 @@ class Several(Source):
             start, stop = start - len(part), stop - len(part)
 
 
-def open_source(
-    path: str,
-    split: str | None,
-    rows_of: RowsOf,
-    key: str = "data.path",
-    subset: str | None = None,
-    revision: str | None = None,
-) -> Source:
-    """Return the source at a local path, else of a hub id; `rows_of` finds the rows in a JSON document.
+@dataclass(frozen=True)
+class Stretch(Source):
+    """Rows `first` to `last` of a source: a slice of a split."""
 
-    `key` is the config key of `path`, for messages. Raises: FileNotFoundError, ValueError or ConnectionError, which say
-    what to type instead.
-    """
-    local = Path(path).expanduser()
-    if local.is_file():
-        return _open_file(local, rows_of, key)
-    is_glob = re.search(r"[*?\[]", path) is not None
-    if local.is_dir() or is_glob:
-        found = map(Path, glob.glob(str(local), recursive=True)) if is_glob else local.rglob("*")
-        files = sorted(f for f in found if f.is_file() and kind_of(f) in KINDS)
-        if not files:
-            what = "no file matches" if is_glob else "the folder holds no file that can be read"
-            raise FileNotFoundError(f"{key}={path}: {what}; expected {', '.join(KINDS)}, each perhaps with .gz")
-        parts = [_open_file(file, rows_of, key) for file in files]
-        return parts[0] if len(parts) == 1 else Several(path, parts)
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or kind_of(local) in KINDS:
-        raise FileNotFoundError(f"{key}={path}: no such file or folder")
-    return Table(path, _load(path, key, subset=subset, split=split, revision=revision))
+    whole: Source
+    first: int
+    last: int
 
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name of the whole."""
+        return self.whole.name
 
-def is_local(path: str) -> bool:
-    """Return whether a data path is a local file, folder or glob."""
-    return Path(path).expanduser().exists() or re.search(r"[*?\[]", path) is not None
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """A hash of the whole's fingerprint and the place in it."""
+        parts = f"{self.whole.fingerprint} {self.first} {self.last}"
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def where(self, row: int) -> str:
+        """Return the name that the whole gives the row."""
+        return self.whole.where(self.first + row)
+
+    def read_rows(self, start: int, stop: int) -> Iterator[Fields | ValueError]:
+        """Yield rows."""
+        yield from self.whole.read_rows(self.first + start, min(self.first + stop, self.last))
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix that says what a file holds, without .gz."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    """Return the suffix that says what a file holds, in lower case, without that of its compression."""
+    name = path.name.lower()
+    return Path(next((name.removesuffix(c) for c in COMPRESSED if name.endswith(c)), name)).suffix
 
 
-def _open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
-    kind = kind_of(path)
-    if kind not in KINDS:
-        raise ValueError(f"{key}={path}: cannot read a {kind or 'file without suffix'}; expected {', '.join(KINDS)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{key}={path}: the file is empty")
+def file_digest(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def open_bytes(path: Path) -> Any:
+    """Return an open file of bytes, decompressed if its name says that it is compressed."""
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        return io.BufferedReader(Zstandard(path))
+    return gzip.open(path, "rb") if suffix == ".gz" else path.open("rb")
+
+
+class Zstandard(io.RawIOBase):
+    """A Zstandard file as bytes, which can be read forward, and back by beginning anew; Python 3.14 has a module."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        import pyarrow
+
+        self.stream, self.at = pyarrow.CompressedInputStream(pyarrow.OSFile(str(self.path)), "zstd"), 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with the next bytes; return how many there were."""
+        content = self.stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte counted from the beginning, or from here."""
+        offset += self.at if whence == io.SEEK_CUR else 0
+        if offset < self.at:
+            self._begin()
+        while self.at < offset and (content := self.stream.read(min(2**20, offset - self.at))):
+            self.at += len(content)
+        return self.at
+
+    def tell(self) -> int:
+        """Return the number of bytes read."""
+        return self.at
+
+
+def open_json(path: Path, rows_of: RowsOf) -> Source:
+    """Return the rows of a JSON document, or of one object per line despite the file's name."""
+    with open_bytes(path) as file:
+        content = limits.whole(file, path)
     try:
-        if kind in LINES:
+        document = parse(content)
+    except ValueError as error:
+        if getattr(error, "msg", "") == "Extra data":
             return Lines.open(path)
-        if kind == ".json":
-            return _open_json(path, rows_of)
-        options: dict[str, Any] = {"data_files": str(path), "split": "train"}
-        if TABLES[kind] == "csv":
-            options |= _as_text(path, "\t" if kind == ".tsv" else ",")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read this file: {type(error).__name__}: {error}") from None
-    return Table(str(path), _load(TABLES[kind], key, shown=str(path), **options))
-
-
-def _as_text(path: Path, separator: str) -> dict[str, Any]:
-    """Return the options that keep the cells of a CSV file as text.
-
-    By default pandas turns a column of digits into numbers, and "NA" and empty cells into missing values.
-    """
-    import datasets
-
-    with io.TextIOWrapper(_open(path), "utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator), [])
-    features = datasets.Features({name: datasets.Value("string") for name in header})
-    return {"features": features, "keep_default_na": False, "sep": separator, "encoding": "utf-8-sig"}
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def _open_json(path: Path, rows_of: RowsOf) -> Source:
-    with _open(path) as file:
-        content = file.read()
-    try:
-        document = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: this is not UTF-8 ({error})") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object per line, despite its name
-            return Lines.open(path)
-        raise ValueError(f"{path}: this is not JSON ({error})") from None
+        raise ValueError(f"{path}: {explain(error)}") from None
     try:
         return Document(str(path), hashlib.blake2b(content, digest_size=16).hexdigest(), rows_of(document))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _parse_line(line: bytes) -> Fields | ValueError:
+def parse(content: bytes) -> Any:
+    """Return the value of JSON. Raises: ValueError, also for an object with the same key twice or nested too deeply."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return ValueError(f"this line is not UTF-8 ({error})")
-    except json.JSONDecodeError as error:
-        return ValueError(f"this line is not JSON ({error})")
+        return DECODER.decode(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> Fields:
+    """Return an object of these pairs. Raises: ValueError if a key stands twice: Python would drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=distinct)
+
+
+def explain(error: ValueError, what: str = "this") -> str:
+    """Return in words why bytes are not JSON."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{what} is not UTF-8 ({error})"
+    return (
+        f"{what} is not JSON ({error})"
+        if isinstance(error, json.JSONDecodeError)
+        else f"{what} cannot be read: {error}"
+    )
+
+
+def _parse_line(line: bytes) -> Fields | ValueError:
+    if len(line) > limits.ROW_BYTES:
+        return ValueError(f"this line is longer than {limits.ROW_BYTES >> 20} MiB")
+    try:
+        row = parse(line)
+    except ValueError as error:
+        return ValueError(explain(error, "this line"))
     return row if isinstance(row, dict) else ValueError(_not_an_object(row))
 
 
 def _not_an_object(row: Any) -> str:
     return f"expected a JSON object, found {type(row).__name__}"
-
-
-def _load(name: str, key: str, subset: str | None = None, shown: str | None = None, **options: Any) -> Any:
-    """Return what `datasets.load_dataset` returns; errors say what can be done."""
-    import datasets
-
-    from sftlab.common.hub import explain
-
-    try:
-        return datasets.load_dataset(name, subset, **options)
-    except Exception as error:
-        if shown is None:
-            raise explain(error, name, "dataset", key) from error
-        cause = error.__cause__ or error
-        raise ValueError(f"{shown}: cannot read this file: {type(cause).__name__}: {cause}") from error

@@ -5,9 +5,12 @@ a change of any of them is never overlooked. The data lies in the page cache: a 
 """
 
 import hashlib
+import logging
+import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftlab.common.files import open_plain, read_json, remove, write_json
+from sftlab.data import kept
 from sftlab.data.example import Example
 from sftlab.data.format import Format
-from sftlab.data.render import Rendered, Renderer, bytes_hash
+from sftlab.data.keys import Keys
 from sftlab.data.source import Source
+from sftlab.data.tokenise import BLOCK, Tokenised, blocks
 
-VERSION = 3  # raise it when the columns below or the renderer change what is stored
-BLOCK = 1000  # rows tokenised at a time, and the fewest worth another worker
+log = logging.getLogger(__name__)
+VERSION = 6  # raise it when the columns below or the renderer change what is stored
 ON_ERROR = ("raise", "skip")
 
 
@@ -40,10 +46,14 @@ def store(
     limit: int | None = None,
     num_workers: int | None = None,
     on_error: str = "raise",
+    unknown: str = "error",
+    control_tokens: str = "count",
+    key: str = "data",
 ) -> "Store":
     """Return the examples of the first `limit` rows of `source`, from the cache if they are there.
 
-    Raises: ValueError that names file and row if a row cannot be used, unless on_error=skip.
+    `key` is the config key of the data option, for messages. Raises: ValueError that names file and row if a row cannot
+    be used, unless on_error=skip.
     """
     import datasets
     from filelock import FileLock
@@ -53,13 +63,41 @@ def store(
     num_rows = len(source) if limit is None else min(limit, len(source))
     if num_rows == 0:
         raise ValueError(f"{source.name}: it holds no row")
-    key = fingerprint(
-        source.fingerprint, format, format.version, tokenizer_hash(tokenizer), num_rows, on_error, VERSION
+    name = fingerprint(
+        source.fingerprint,
+        format,
+        format.version,
+        tokenizer_hash(tokenizer, format),
+        num_rows,
+        on_error,
+        unknown,
+        control_tokens,
+        VERSION,
     )
     workers = max(1, min(num_workers or len(os.sched_getaffinity(0)), num_rows // BLOCK))
-    features = datasets.Features(
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "sftlab"
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Tokenised(source, format, tokenizer, on_error, unknown, control_tokens, key)
+    arguments = {"made": made, "ranges": split(num_rows, workers)}
+    with FileLock(cache / f"{name}.lock"):  # the first rank on a machine builds, the others find it built
+        dataset = build(blocks, arguments, features(), name, cache, workers, num_rows)
+        if not as_written(dataset, cache / f"{name}.json"):
+            log.warning("the tokenised examples of %s in %s have changed on the disk: made anew", source.name, cache)
+            forget(dataset, cache / f"{name}.json")
+            dataset = build(blocks, arguments, features(), name, cache, workers, num_rows)
+            as_written(dataset, cache / f"{name}.json")
+        kept.note(cache, name, source.name, num_rows)
+    return Store(dataset, name, source)
+
+
+def features() -> Any:
+    """Return the types of the stored columns."""
+    import datasets
+
+    return datasets.Features(
         tokens=datasets.List(datasets.Value("int32")),
         supervised=datasets.List(datasets.Value("bool")),
+        weights=datasets.List(datasets.Value("float32")),  # empty where every target counts once
         id=datasets.Value("string"),
         group=datasets.Value("int64"),
         num_prompt=datasets.Value("int32"),
@@ -68,15 +106,38 @@ def store(
         digest=datasets.Value("int64"),
         num_supervised=datasets.Value("int64"),
         ends=datasets.Value("int64"),
+        control=datasets.Value("int64"),
+        kinds=datasets.Value("int64"),
         error=datasets.Value("string"),
+        keys=datasets.Value("string"),
     )
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "sftlab"
-    cache.mkdir(parents=True, exist_ok=True)
-    arguments = {"source": source, "format": format, "tokenizer": tokenizer, "on_error": on_error}
-    arguments["ranges"] = split(num_rows, workers)
-    with FileLock(cache / f"{key}.lock"):  # the first rank on a machine builds, the others find it built
-        dataset = build(_tokenised, arguments, features, key, cache, workers)
-    return Store(dataset, key, source)
+
+
+def as_written(dataset: Any, record: Path) -> bool:
+    """Return whether the files of a cached dataset are those that were written; the first time, note what they are.
+
+    xxh3 reads 10 GB per second: it finds a damaged or edited cache, and adds nothing to see in the time of a start.
+    """
+    found = {Path(file["filename"]).name: arrow_digest(Path(file["filename"])) for file in dataset.cache_files}
+    noted = read_json(record)
+    if not noted:
+        write_json(record, found)
+    return not noted or noted == found
+
+
+def arrow_digest(path: Path) -> str:
+    """Return a hash of a file, read as it lies in the page cache."""
+    import xxhash
+
+    with open_plain(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return str(xxhash.xxh3_128_hexdigest(content))
+
+
+def forget(dataset: Any, record: Path) -> None:
+    """Remove a cached dataset, so that the next build makes it."""
+    for folder in {Path(file["filename"]).parent for file in dataset.cache_files}:
+        remove(folder)
+    record.unlink(missing_ok=True)
 
 
 def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
@@ -85,72 +146,25 @@ def split(num_rows: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _tokenised(
-    ranges: list[tuple[int, int]], source: Source, format: Format, tokenizer: Any, on_error: str
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each block of rows. `datasets` splits the list `ranges` over the workers."""
-    renderer = Renderer(tokenizer)
-    for start, stop in ranges:
-        rows = source.read_rows(start, stop)
-        for first in range(start, stop, BLOCK):
-            good: list[tuple[int, Rendered]] = []
-            bad: list[tuple[int, str]] = []
-            for number, fields in zip(range(first, min(first + BLOCK, stop)), rows, strict=False):
-                try:
-                    if isinstance(fields, ValueError):
-                        raise fields
-                    good.append((number, renderer.render(format.to_text(fields))))
-                except ValueError as error:
-                    if on_error == "raise":
-                        raise ValueError(f"{source.where(number)}: {error}") from None
-                    bad.append((number, str(error)))
-            wheres = [source.where(n) for n, _ in good]
-            examples = renderer.examples([r for _, r in good], wheres)
-            yield columns(
-                [*examples, *[NOTHING] * len(bad)],
-                rows=[number for number, _ in [*good, *bad]],
-                # Don't store ids for rows that have none: the same rows may be in another file next time.
-                id=[*(None if r.source.id is None else str(r.source.id) for _, r in good), *[None] * len(bad)],
-                error=[*[None] * len(good), *(reason for _, reason in bad)],
-            )
-
-
-NOTHING = Example(np.empty(0, np.int32), np.empty(0, bool), "")
-
-
-def columns(examples: list[Example], rows: list[int], **more: list[str | None]) -> dict[str, Any]:
-    """Return the stored columns of examples from the source's rows `rows`, one value per example."""
-    from sftlab.data.arrow import lists
-
-    return {
-        "tokens": lists([e.tokens for e in examples], np.int32),
-        "supervised": lists([e.supervised for e in examples], np.bool_),
-        "group": [e.group for e in examples],
-        "num_prompt": [e.num_prompt for e in examples],
-        "references": [list(e.references) for e in examples],
-        "row": rows,
-        "digest": [bytes_hash(e.tokens.tobytes() + e.supervised.tobytes()) for e in examples],
-        "num_supervised": [int(e.supervised.sum()) for e in examples],
-        "ends": [int(len(e) > 0 and e.supervised[-1]) for e in examples],
-        **more,
-    }
-
-
 def fingerprint(*parts: Any) -> str:
     """Return a hash of the parts' `repr`."""
     return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of everything about a tokenizer that decides tokens."""
-    return fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template)
+def tokenizer_hash(tokenizer: Any, format: Format | None = None) -> str:
+    """Return a hash of everything about a tokenizer that decides tokens, and the date where its template writes one."""
+    template = tokenizer.chat_template
+    dated = format is not None and format.converses and "strftime_now" in str(template)
+    today = (format.date or str(date.today())) if format is not None and dated else None
+    parts = (tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, template)
+    return fingerprint(*parts, *([today] if dated else []))
 
 
 class Store(Sequence[Example]):
     """Examples read straight from Arrow buffers, without copies of the token columns.
 
-    `groups`, `lengths`, `num_supervised`, `ends`, `rows` and `digests` are one number per example, (n,). Skipped rows
-    are in `skipped` and are not examples.
+    `groups`, `lengths`, `num_supervised`, `ends`, `last`, `control`, `kinds`, `rows` and `digests` are one number per
+    example, (n,). Skipped rows are in `skipped` and are not examples. `keys` counts the columns and keys of the rows.
     """
 
     def __init__(self, dataset: Any, fingerprint: str, source: Source) -> None:
@@ -164,13 +178,20 @@ class Store(Sequence[Example]):
         bad = [int(self._starts[k]) + i for k, c in enumerate(self._chunks) for i in valid(c.column("error"))]
         found = [(at, *self._chunk(at)) for at in bad]
         self.skipped = [Skipped(source.where(int(rows[at])), c.column("error")[i].as_py()) for at, c, i in found]
+        self.keys = Keys()
+        for chunk in self._chunks:
+            for i in valid(chunk.column("keys")):
+                self.keys.add(chunk.column("keys")[i].as_py())
         self._at = np.delete(self._at, bad)
         self.rows = rows[self._at]
         self.groups = self._column("group")[self._at]
         self.digests = self._column("digest")[self._at]
         self.lengths = self._lengths()[self._at]
         self.num_supervised = self._column("num_supervised")[self._at]
+        self.control = self._column("control")[self._at]
+        self.kinds = self._column("kinds")[self._at]
         self.ends = self._column("ends")[self._at].astype(bool)  # whether the last token is supervised
+        self.last = self._last()[self._at]  # the last token
 
     def __len__(self) -> int:
         return len(self._at)
@@ -181,6 +202,7 @@ class Store(Sequence[Example]):
         return Example(
             tokens=chunk.column("tokens")[i].values.to_numpy(),
             supervised=chunk.column("supervised")[i].values.to_numpy(zero_copy_only=False),
+            weights=weights if len(weights := chunk.column("weights")[i].values.to_numpy()) else None,
             id=chunk.column("id")[i].as_py() or self.where(index),
             group=int(self.groups[index]),
             num_prompt=chunk.column("num_prompt")[i].as_py(),
@@ -207,6 +229,12 @@ class Store(Sequence[Example]):
 
     def _lengths(self) -> NDArray[np.int64]:
         parts = [np.diff(c.column("tokens").offsets.to_numpy()) for c in self._chunks]
+        return np.concatenate(parts).astype(np.int64)
+
+    def _last(self) -> NDArray[np.int64]:
+        columns = [c.column("tokens") for c in self._chunks]
+        ends = [np.maximum(c.offsets.to_numpy()[1:], 1) - 1 for c in columns]  # a skipped row has no token
+        parts = [c.values.to_numpy()[at] if len(c.values) else at for c, at in zip(columns, ends, strict=True)]
         return np.concatenate(parts).astype(np.int64)
 
 

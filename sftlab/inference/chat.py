@@ -6,8 +6,10 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sftlab.inference.decoding import DecodingSettings, decode
+from sftlab.common.words import plain
+from sftlab.inference.decoding import decode
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
 
 
 def stream(
@@ -80,4 +82,4 @@ def typed() -> Iterable[str]:
 
 def show(text: str) -> None:
     """Print text at once."""
-    print(text, end="", flush=True)
+    print(plain(text), end="", flush=True)

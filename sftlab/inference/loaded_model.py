@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sftlab.inference.decoding import Prompt
+from sftlab.data.template import rendered
+from sftlab.inference.ends import ends_of, special
+from sftlab.inference.next_token import Prompt, refuse
 from sftlab.inference.trained_model import TrainedModel
-from sftlab.models.load import check_vocabulary
+from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
+from sftlab.models.vocabulary import check_vocabulary, grow
 from sftlab.parallel.fsdp2 import compute_dtype
 
 Messages = Sequence[Mapping[str, str]]
@@ -32,11 +35,13 @@ class LoadedModel:
         """Return a trained model on `device`, in the default compute dtype there; `tokenizer` replaces its own."""
         tokenizer = tokenizer or trained.load_tokenizer()
         model = trained.load_model(device, compute_dtype("auto", device))
+        if trained.option is not None and (new := trained.option.new_rows()):
+            grow(model, new)
         check_vocabulary(model.config, tokenizer)
-        ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        known = frozenset(int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None)
-        return cls(Scorer(model).eval().requires_grad_(False), tokenizer, known)
+        refuse(model.generation_config)
+        scorer = Scorer(model).eval().requires_grad_(False)
+        probe(scorer, "padded", device)  # finds out whether prompts can share rows
+        return cls(scorer.eval(), tokenizer, ends_of(model.generation_config, tokenizer))
 
     def encode(self, text: str) -> Prompt:
         """Return the tokens of a prompt that is taken literally."""
@@ -51,22 +56,22 @@ class LoadedModel:
     def encode_chat(self, messages: Messages) -> Prompt:
         """Return the tokens of a conversation, up to where the assistant's next words begin.
 
-        Raises: ValueError if the tokenizer has no chat template.
+        Raises: ValueError if the tokenizer has no chat template; what `rendered` raises.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
                 "this model's tokenizer has no chat template: it was not made for chat. Use prompt= instead"
             )
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text = rendered(self.tokenizer, messages, prompt=True)
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def turn_ends(self) -> frozenset[int]:
         """Return the tokens that end an assistant's turn: those that end a text, and the template's own."""
         mark = "sftlab"
         turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        text = rendered(self.tokenizer, turns)
         closing = self.tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
-        return self.ends | frozenset(t for t in closing[:1] if t in self.tokenizer.all_special_ids)
+        return self.ends | special(closing[:1], self.tokenizer)
 
     def decode_text(self, tokens: Sequence[int] | Prompt) -> str:
         """Return tokens as text, without special ones."""

@@ -9,8 +9,10 @@ from typing import Any
 from sftlab.common.files import write_jsonl
 from sftlab.common.progress import bar
 from sftlab.data.format import Fields, Format
-from sftlab.inference.decoding import DecodingSettings, Prompt, decode
+from sftlab.data.tokenise import refuse_halves
+from sftlab.inference.decoding import decode
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings, Prompt
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def request(loaded: LoadedModel, fields: Fields, format: Format | None) -> Reque
         return Request(json.dumps(messages, ensure_ascii=False), loaded.encode_chat(messages), chat=True)
     if format is None:
         raise ValueError(f"no field 'prompt' or 'messages'; it has {', '.join(map(repr, fields)) or 'none'}")
-    text = format.prompt_text(fields)
+    text = format.prompt_text(format.row(fields))
     return Request(text, loaded.encode(text))
 
 
@@ -54,6 +56,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: this line is not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or deep nesting
+            raise ValueError(f"{path}:{number}: this line cannot be read: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         yield f"{path}:{number}", row
@@ -64,9 +68,13 @@ def read_requests(loaded: LoadedModel, path: Path, format: Format | None) -> lis
     requests = []
     for where, fields in read_rows(path):
         try:
-            requests.append(request(loaded, fields, format))
+            made = request(loaded, fields, format)
+            refuse_halves(made.text)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        except Exception as error:  # a format, a template or the tokenizer may raise anything
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        requests.append(made)
     if not requests:
         raise ValueError(f"prompts={path}: it holds no prompt")
     return requests
@@ -108,7 +116,7 @@ def answered(output: Path, requests: Sequence[Request], settings: Any) -> dict[i
     text = output.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     try:
-        lines = {line["index"]: line for line in map(json.loads, whole.splitlines())}
+        lines = {line["index"]: line for line in map(json.loads, whole.split("\n")[:-1])}  # a text may hold U+2028
         same = all(line.items() >= settings.items() for line in lines.values())
         same = same and all(lines[i]["prompt"] == requests[i].text for i in lines)
     except (json.JSONDecodeError, LookupError, TypeError, AttributeError):

@@ -6,14 +6,18 @@ goes to the log of the rank, the exit code says that it failed, and the launcher
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
-from sftlab.common import run_directory
-from sftlab.common.files import read_json, read_jsonl, read_yaml
+from sftlab.common import owner, run_directory
+from sftlab.common.files import open_plain, read_json, read_jsonl, read_yaml
+from sftlab.common.process import end_with_parent, tie_forks
+from sftlab.common.secrets import strike_output
 
 ATTEMPTS = "attempts.jsonl"
+DRIVER = "SFTLAB_DRIVER"  # the process of the local launcher, with which its ranks end
 
 
 class Stalled(RuntimeError):
@@ -44,7 +48,9 @@ class Job:
 
 def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
     """Run the point of a directory on this rank. Raises: Stalled, and whatever the run raises."""
+    tie_forks()
     if rank == 0:
+        owner.refuse_held(run_dir, owner.living(run_dir))
         note_attempt(run_dir, job_id, max_stalled)
     config = run_directory.read_config(run_dir)
     if config["resume"] == "never":  # the directory was new at submission, so what lies in it now belongs to this point
@@ -56,6 +62,8 @@ def run(run_dir: Path, job_id: str, rank: int, max_stalled: int) -> float:
 
     try:
         return run_config(config, overrides)
+    except owner.Held:  # the directory is another run's: nothing is noted in it
+        raise
     except Exception as error:
         run_directory.note_failure(run_dir, rank, error)
         raise
@@ -82,9 +90,11 @@ def note_attempt(run_dir: Path, job_id: str, max_stalled: int) -> None:
         run_directory.write_summary(run_dir, {"status": "failed", "error": message})
         raise Stalled(message)
     attempt = {"job_id": job_id, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    with file.open("a") as out:
+    with open_plain(file, "a") as out:
         out.write(json.dumps(attempt) + "\n")
 
 
 if __name__ == "__main__":
+    strike_output()
+    end_with_parent(signal.SIGTERM, int(os.environ[DRIVER]))
     run(Path(sys.argv[1]), "local", int(os.environ["RANK"]), sys.maxsize)

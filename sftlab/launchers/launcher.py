@@ -5,10 +5,13 @@ grid and the search use nothing but the methods below.
 """
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from sftlab.common.files import make_folder
 
 
 class LaunchError(ValueError):
@@ -20,7 +23,7 @@ class Points:
     """The points that a launcher is given.
 
     `run_dirs` are their directories by number, `code` the copy of the code that they run, `cwd` the working directory
-    against which paths in their configs are meant. Logs of ranks go to `sweep_dir/.submitit`.
+    against which paths in their configs are meant. Logs of ranks go to `sweep_dir/.submitit` (see `job_folder`).
     """
 
     sweep_dir: Path
@@ -28,6 +31,26 @@ class Points:
     cwd: str
     code: Path
     run_dirs: Mapping[int, Path]
+
+    @property
+    def imports(self) -> list[str]:
+        """The folders that points import from: the copy of the code, and the working directory if the user is in it.
+
+        A record that somebody else wrote may name any folder as `cwd`, and Python runs a sitecustomize.py at its start.
+        """
+        here = Path.cwd()
+        return [str(self.code), *([str(here)] if self.cwd and Path(self.cwd).absolute() == here else [])]
+
+    def job_folder(self) -> Path:
+        """Return `.submitit` in the sweep, which only its owner may read and write. Jobs and process ids lie in it.
+
+        Raises: LaunchError if it is a link or somebody else's.
+        """
+        folder = make_folder(self.sweep_dir, ".submitit")
+        if folder.stat().st_uid != os.getuid():
+            raise LaunchError(f"{folder} belongs to another user: jobs in it could be replaced")
+        folder.chmod(0o700)
+        return folder
 
     def only(self, nums: "list[int]") -> "Points":
         """Return some of the points."""

@@ -1,10 +1,10 @@
 """The local launcher: the processes of points on this machine, without SLURM.
 
 The console of rank 0 is this terminal's while one point runs at a time. One process that fails ends the others of its
-point, as with srun. Points outlive a killed driver: their process ids lie beside their logs.
+point, as with srun. If the driver dies, its points save and end (`retry=failed` resumes them); their process ids lie
+beside their logs, so that a driver that starts meanwhile sees them.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -14,12 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from sftlab.common import run_directory
-from sftlab.common.files import read_json
+from sftlab.common.files import open_plain, read_json, refuse_links, write_json
+from sftlab.common.process import birth
+from sftlab.common.values import Count
+from sftlab.launchers.job import DRIVER
 from sftlab.launchers.launcher import Points
 
 GRACE_S = 10.0  # seconds in which the other ranks of a failed point may end by themselves
@@ -30,15 +34,18 @@ PATIENCE_S = 120.0  # seconds in which a point may save after SIGTERM: longer th
 class Local:
     """How many processes a point has, and how many points run at the same time."""
 
-    processes_per_node: int
-    parallel_points: int
+    processes_per_node: Count
+    parallel_points: Count
     dry_run: bool
+    fail_fast: bool = False  # sweeps/launch.py
     wait: bool = field(default=True, init=False)
     late_s: float = field(default=0.0, init=False)
     mine: dict[Path, "tuple[int, Processes]"] = field(default_factory=dict, init=False)  # slot and processes
     asked_s: dict[Path, float] = field(default_factory=dict, init=False)  # when a point was asked to stop
 
     def __post_init__(self) -> None:
+        if type(self.fail_fast) is not bool:
+            raise ValueError(f"launcher.fail_fast={self.fail_fast}: expected true or false")
         for name in ("processes_per_node", "parallel_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"launcher.{name}={getattr(self, name)}: expected at least 1")
@@ -53,11 +60,12 @@ class Local:
         for num, run_dir in points.run_dirs.items():
             taken = {slot for slot, _ in self.mine.values()}
             slot = next(i for i in range(len(taken) + 1) if i not in taken)
+            points.job_folder()
             started = self._start(points, num, slot)
             self.asked_s.pop(run_dir, None)
             self.mine[run_dir] = (slot, started)
             ids = [[process.pid, birth(process.pid)] for process in started.running]
-            noted_file(run_dir).write_text(json.dumps({"host": os.uname().nodename, "processes": ids}))
+            write_json(noted_file(run_dir), {"host": os.uname().nodename, "processes": ids})
         return dict.fromkeys(points.run_dirs)
 
     def alive(self, run_dir: Path, job_id: str | None = None) -> bool:
@@ -72,8 +80,9 @@ class Local:
             return True
         del self.mine[run_dir]
         # A process that was killed could not say itself that it failed. One that was asked to stop has not failed.
-        if processes.first_failed is not None and run_dir not in self.asked_s:
-            rank, code = processes.first_failed
+        rank, code = processes.first_failed or (0, 0)
+        stopped = code == os.EX_TEMPFAIL and run_directory.read_summary(run_dir).get("status") == "stopped"
+        if code and not stopped and run_dir not in self.asked_s:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             run_directory.note_failure(run_dir, rank, ProcessEnded(f"rank {rank} ended by {how}"))
         return False
@@ -87,8 +96,13 @@ class Local:
         """Let the points save and end: the terminal that ran them is given back."""
         for run_dir in self.mine:
             self.stop(run_dir)
-        while any([self.alive(run_dir) for run_dir in list(self.mine)]):
-            time.sleep(0.1)
+        try:
+            while any([self.alive(run_dir) for run_dir in list(self.mine)]):
+                time.sleep(0.1)
+        except KeyboardInterrupt:  # a second Ctrl-C
+            for run_dir in self.mine:
+                send(run_dir, signal.SIGKILL)
+            raise
         return "the points that ran have saved and stopped"
 
     def script(self, points: Points) -> str:
@@ -97,12 +111,20 @@ class Local:
         return f"# {times}\nPYTHONPATH={points.code} {' '.join(COMMAND)} {points.sweep_dir}/<num>"
 
     def _start(self, points: Points, num: int, slot: int) -> "Processes":
+        run_dir, live = points.run_dirs[num], self.parallel_points == 1
+        return self.ranks(run_dir, noted_file(run_dir).parent, str(num), points.imports, points.cwd, slot, live)
+
+    def ranks(
+        self, run_dir: Path, logs: Path, name: str, imports: Sequence[str], cwd: str, slot: int = 0, live: bool = True
+    ) -> "Processes":
+        """Return the processes of one run, started as torchrun would start them; their logs lie in `logs`."""
         env = os.environ | {
             "WORLD_SIZE": str(self.processes_per_node),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "PYTHONSAFEPATH": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(points.code), points.cwd, os.environ.get("PYTHONPATH")])),
+            DRIVER: str(os.getpid()),
+            "PYTHONPATH": os.pathsep.join(filter(None, [*imports, os.environ.get("PYTHONPATH")])),
         }
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -111,12 +133,11 @@ class Local:
         devices = self.devices(slot)
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        live = self.parallel_points == 1
-        started = Processes(noted_file(points.run_dirs[num]).parent, str(num))
+        started = Processes(logs, name)
         for rank in range(self.processes_per_node):
             ranked = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [*COMMAND, str(points.run_dirs[num].absolute())]
-            started.start(command, ranked, points.cwd, rank, live and rank == 0)
+            command = [*COMMAND, str(run_dir.absolute())]
+            started.start(command, ranked, cwd, rank, live and rank == 0)
         return started
 
     def devices(self, slot: int) -> list[str]:
@@ -139,22 +160,14 @@ def living(run_dir: Path) -> list[int]:
     noted = read_json(noted_file(run_dir))
     if noted.get("host") != os.uname().nodename:
         return []
-    return [pid for pid, born in noted["processes"] if born and birth(pid) == born]
+    found = [pair for pair in noted.get("processes", ()) if isinstance(pair, list) and len(pair) == 2]
+    return [pid for pid, born in found if isinstance(pid, int) and pid > 1 and born and birth(pid) == born]
 
 
 def send(run_dir: Path, number: signal.Signals) -> None:
     """Send a signal to the processes of a point that still run."""
     for pid in living(run_dir):
         os.kill(pid, number)
-
-
-def birth(pid: int) -> str:
-    """Return when a process began, in the kernel's ticks; nothing for one that is gone or a zombie. Linux only."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
 
 
 class ProcessEnded(RuntimeError):
@@ -176,9 +189,9 @@ class Processes:
 
     def start(self, command: Sequence[str], env: dict[str, str], cwd: str, rank: int, live: bool) -> None:
         """Start a rank. With `live` its output goes to this terminal, and its errors both there and to its log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.folder.parent, self.folder.name).mkdir(parents=True, exist_ok=True)
         out, err = (self.folder / f"{self.name}_{rank}_log.{kind}" for kind in ("out", "err"))
-        with out.open("ab") as out_file, err.open("ab") as err_file:
+        with open_plain(out, "ab") as out_file, open_plain(err, "ab") as err_file:
             process = subprocess.Popen(
                 command,
                 env=env,
@@ -218,11 +231,12 @@ class Processes:
 
 def copy(source: IO[bytes], file: Path) -> None:
     """Copy the standard error of a process to ours and to a file while it runs."""
-    with file.open("ab") as out:
+    with open_plain(file, "ab") as out:
         while chunk := os.read(source.fileno(), 65536):
             out.write(chunk)
             out.flush()
-            os.write(2, chunk)
+            with suppress(OSError):  # a terminal that is gone: the log still gets everything
+                os.write(2, chunk)
     source.close()
 
 

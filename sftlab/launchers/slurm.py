@@ -7,23 +7,28 @@ code. We do not use Submitit's result files or its waiting: a killed rank leaves
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from submitit import SlurmExecutor
 
-from sftlab.launchers import squeue
+from sftlab.common import run_directory, squeue
+from sftlab.common.secrets import kinds
+from sftlab.common.squeue import NoSlurm
+from sftlab.common.values import Count, NotNegative, Whole
+from sftlab.estimating.devices import device_named
 from sftlab.launchers.job import Job
 from sftlab.launchers.launcher import LaunchError, Points
-from sftlab.launchers.squeue import NoSlurm
 
 # How many requeues Submitit allows after a time limit. In jobs of 10 min or less it takes every preemption for one, so
 # we do not use this limit: Job counts the attempts that brought no progress.
 UNLIMITED = 1_000_000
+CHECKS = ("warn", "error", "off")
 POLL_S = 2.0  # seconds between two questions to SLURM
 # Unset these: sbatch would leak the submitter's rank variables into the job.
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -38,29 +43,44 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         """Return the number by which Submitit knows that a cluster is there."""
         return 2
 
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """Return the sbatch script. Raises: LaunchError if it holds a secret: scripts stay, and SLURM shows them."""
+        text: str = super()._make_submission_file_text(command, uid)
+        for kind in kinds(text):
+            raise LaunchError(f"the sbatch script would hold {kind}: put it into a file that launcher.setup reads")
+        return text
+
+    @property
+    def _submitit_command_str(self) -> str:
+        """The command of a rank: ours, which looks at the pickled job's folder before Submitit loads it."""
+        return f"{self.python} -u -m sftlab.launchers.submitted {shlex.quote(str(self.folder))}"
+
 
 @dataclass(kw_only=True)
 class Slurm:
     """What the job of a point asks SLURM for. None leaves an option out of the script."""
 
-    nodes: int
-    processes_per_node: int
-    timeout_min: int
-    signal_delay_s: int
-    gpus_per_node: int | None
-    cpus_per_task: int | None
-    mem_gb: float | None
+    nodes: Count
+    processes_per_node: Count
+    timeout_min: Count
+    signal_delay_s: Whole
+    gpus_per_node: Whole | None
+    cpus_per_task: Count | None
+    mem_gb: NotNegative | None
     partition: str | None
     account: str | None
     qos: str | None
     constraint: str | None
-    array_parallelism: int | None
+    array_parallelism: Count | None
     setup: Sequence[str]
     python: str | None
     sbatch: Mapping[str, Any] | None
-    max_stalled: int
+    max_stalled: Count
     wait: bool
     dry_run: bool
+    device: str | None = None
+    check_memory: Literal["warn", "error", "off"] = "warn"
+    fail_fast: bool = False  # sweeps/watch.py
     late_s: float = field(default=10.0, init=False)
     states: dict[str, squeue.Job] = field(default_factory=dict, init=False)  # of the jobs that were asked about
     unknown: dict[str, int] = field(default_factory=dict, init=False)  # how often in a row SLURM did not know a job
@@ -70,10 +90,21 @@ class Slurm:
         for name in ("nodes", "processes_per_node", "timeout_min", "max_stalled"):
             if getattr(self, name) < 1:
                 raise ValueError(f"launcher.{name}={getattr(self, name)}: expected at least 1")
+        if self.check_memory not in CHECKS:
+            raise ValueError(f"launcher.check_memory={self.check_memory}: expected {', '.join(CHECKS)}")
+        if self.device is not None:
+            device_named(self.device, "launcher.device")
+        for name, value in vars(self).items():  # a line break would begin a line of its own in the script
+            if isinstance(value, str) and not value.isprintable():
+                raise ValueError(f"launcher.{name}={value!r}: expected one line of text")
+        for key, value in (self.sbatch or {}).items():
+            if not f"{key}{value}".isprintable() or " " in str(key):
+                raise ValueError(f"launcher.sbatch.{key}={value!r}: expected one line of text")
         if 60 * self.timeout_min <= self.signal_delay_s:
             raise ValueError(
                 f"launcher.signal_delay_s={self.signal_delay_s} is no shorter than the time limit of "
-                f"launcher.timeout_min={self.timeout_min}: a job would be told to stop as it starts"
+                f"launcher.timeout_min={self.timeout_min}: a job would be told to stop as it starts, "
+                "so set a longer time or a shorter delay"
             )
 
     @property
@@ -82,9 +113,9 @@ class Slurm:
         return None
 
     def start(self, points: Points) -> dict[int, str | None]:
-        """Queue the points as one array (one job, if it is one point); return their job ids.
+        """Queue the points as one array (one job for one point), or several within MaxArraySize; return their ids.
 
-        Raises: NoSlurm if there is no sbatch, LaunchError if sbatch refuses.
+        Raises: NoSlurm if there is no sbatch, LaunchError if sbatch refuses; nothing stays queued then.
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -93,16 +124,57 @@ class Slurm:
                 "sbatch: no such program here. Submit from a machine with the SLURM clients, try launcher=local, "
                 "or start a cluster on this machine (slurm/README.md)"
             )
-        executor = self.executor(points)
-        jobs = [Job(str(run_dir.absolute()), self.max_stalled) for run_dir in points.run_dirs.values()]
-        try:
-            with clean_environment():
-                queued = executor.submit_array(jobs)
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise LaunchError(f"sbatch refused the jobs, nothing is queued: {str(error).strip()}") from None
-        self.states |= {job.job_id: squeue.Job("PENDING") for job in queued}
+        self.look_at_memory(points)
+        points.job_folder()
+        found: dict[int, str | None] = {}
+        arrays = self.arrays(points)
+        for part in arrays:
+            jobs = [Job(str(run_dir.absolute()), self.max_stalled) for run_dir in part.run_dirs.values()]
+            try:
+                with clean_environment():
+                    queued = self.executor(part, len(arrays)).submit_array(jobs)
+            except (FailedJobError, FailedSubmissionError) as error:
+                squeue.cancel({str(job).partition("_")[0] for job in found.values()})
+                raise LaunchError(f"sbatch refused the jobs, nothing is queued: {str(error).strip()}") from None
+            found |= {num: job.job_id for num, job in zip(part.run_dirs, queued, strict=True)}
+        self.states |= {str(job): squeue.Job("PENDING") for job in found.values()}
         self.asked_s = -POLL_S  # so that the next look asks SLURM
-        return {num: job.job_id for num, job in zip(points.run_dirs, queued, strict=True)}
+        return found
+
+    def look_at_memory(self, points: Points) -> None:
+        """Say which points would not fit on `device`, before they are queued; nothing where no device is named.
+
+        Raises: LaunchError for these if `check_memory` is error.
+        """
+        if self.device is None or self.check_memory == "off":
+            return
+        from sftlab.estimating.submission import too_large  # it imports torch: 3 s that only this check needs
+
+        configs = {num: run_directory.read_config(run_dir) for num, run_dir in points.run_dirs.items()}
+        lines = [f"point {num}: {said}" for num, said in too_large(configs, self.device).items()]
+        if not lines:
+            return
+        text = "\n".join(
+            [
+                *lines,
+                "python -m sftlab.estimate with the same overrides shows what takes the memory, and what to change",
+            ]
+        )
+        if self.check_memory == "error":
+            raise LaunchError(f"nothing is queued (launcher.check_memory=error):\n{text}")
+        print(f"warning (launcher.check_memory):\n{text}", file=sys.stderr)
+
+    def arrays(self, points: Points) -> list[Points]:
+        """Return the points in parts that SLURM takes as one array each. Raises: LaunchError, see `executor`."""
+        nums = list(points.run_dirs)
+        most = (squeue.max_array_size() if len(nums) > 1 else None) or len(nums)
+        parts = [points.only(nums[at : at + most]) for at in range(0, len(nums), most)]
+        if self.array_parallelism is not None and self.array_parallelism < len(parts):
+            raise LaunchError(
+                f"{len(nums)} points are {len(parts)} arrays here (MaxArraySize={most}), which cannot share "
+                f"launcher.array_parallelism={self.array_parallelism}: raise it to {len(parts)}, or sweep fewer points"
+            )
+        return parts
 
     def alive(self, run_dir: Path, job_id: str | None) -> bool:
         """Return whether a job waits or runs; True while SLURM does not answer."""
@@ -138,8 +210,8 @@ class Slurm:
         text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
         return text
 
-    def executor(self, points: Points) -> Executor:
-        """Return Submitit's executor with these options."""
+    def executor(self, points: Points, num_arrays: int = 1) -> Executor:
+        """Return Submitit's executor with these options; several arrays share `array_parallelism`."""
         executor = Executor(points.sweep_dir.absolute() / ".submitit/%j", max_num_timeout=UNLIMITED, python=self.python)
         options = {
             "job_name": points.name,
@@ -158,7 +230,7 @@ class Slurm:
         }
         executor.update_parameters(
             **options,
-            array_parallelism=self.array_parallelism or UNLIMITED,
+            array_parallelism=(self.array_parallelism or UNLIMITED) // num_arrays,
             setup=self.shell_lines(points),
             srun_args=["--kill-on-bad-exit=1"],  # or the other ranks would wait in a collective forever
             additional_parameters=({} if points.cwd == os.getcwd() else {"chdir": points.cwd}) | self.extra(),
@@ -174,7 +246,7 @@ class Slurm:
 
     def shell_lines(self, points: Points) -> list[str]:
         """Return the shell lines before srun: the user's own, then those that make the ranks run the copied code."""
-        path = f"{shlex.quote(str(points.code))}:{shlex.quote(points.cwd)}"
+        path = ":".join(map(shlex.quote, points.imports))
         lines = [f"unset {' '.join(FOREIGN)}", *self.setup]
         # Without PYTHONSAFEPATH, -m would import an edited checkout from the working directory before the copy.
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]

@@ -8,12 +8,14 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftlab.common import run_directory
+from sftlab.common.files import plain_files, refuse_links, remove
 
 PACKAGE = Path(__file__).parents[1]
 SKIPPED = ("__pycache__", ".git", ".venv", "node_modules", "sweeps", "runs")
@@ -33,29 +35,49 @@ def snapshot(sweep_dir: Path, configs: Iterable[Mapping[str, Any]], cwd: Path) -
         for name, source in sources.items()
         for f in files(source)
     }
-    digest = hashlib.sha256()
-    for name, file in sorted(contents.items()):
-        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    digest = digest_of(contents)
     copies = sorted(sweep_dir.glob("code*"), key=lambda p: (len(p.name), p.name))
-    if copies and json.loads((copies[-1] / run_directory.GIT).read_text())["digest"] == digest.hexdigest():
+    if copies and digest_of_copy(copies[-1]) == digest:
+        for cache in copies[-1].rglob("__pycache__"):  # Python would run what is in it instead of the source
+            remove(cache)
         return copies[-1].absolute()
     target = sweep_dir / (f"code.{len(copies) + 1}" if copies else "code")
     partial = sweep_dir / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     for name, file in contents.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, partial / name)
-    (partial / run_directory.GIT).write_text(
-        json.dumps(run_directory.commit() | {"digest": digest.hexdigest()}, indent=1)
-    )
+    (partial / run_directory.GIT).write_text(json.dumps(run_directory.commit() | {"digest": digest}, indent=1))
     partial.rename(target)
     return target.absolute()
+
+
+def digest_of(contents: Mapping[str, Path]) -> str:
+    """Return a hash of files' names and contents."""
+    digest = hashlib.sha256()
+    for name, file in sorted(contents.items()):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def digest_of_copy(copy: Path) -> str:
+    """Return the hash of a copy as it is now. What its git.json says is not believed: jobs would run what is there.
+
+    A file too many changes the hash, because Python would find it; a link makes it empty. Python's caches are left out.
+    """
+    try:
+        refuse_links(copy.parent, copy.name)
+        names = [n for n in plain_files(copy) if n != run_directory.GIT and "__pycache__" not in n.split("/")]
+    except OSError:
+        return ""
+    return digest_of({n: copy / n for n in names})
 
 
 def own_packages(configs: Iterable[Mapping[str, Any]], cwd: Path) -> dict[str, Path]:
     """Return {name: folder or file} of the packages that targets name, without those installed in the environment."""
     names = {target.split(".")[0] for config in configs for target in targets(config)} - {"sftlab"}
     installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")]
+    installed += [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]  # of a base Python
     found = {}
     for name in sorted(names):
         spec = importlib.util.find_spec(name)

@@ -1,1 +1,1 @@
-"""Models: loading (load), attention masks (attention, blocks), the loss (scorer) and a start-up check (probe)."""
+"""Models: loading (load), what each supports (architecture), masks (attention), the loss (scorer), a check (probe)."""

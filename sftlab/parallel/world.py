@@ -17,22 +17,33 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from sftlab.common.ports import LOOPBACK, job_port, keep_store, visit_store
+from sftlab.parallel.device import require_one_process_per_gpu, require_visible, settle
 
 T = TypeVar("T")
-
-# These lie below the ports that Linux gives to outgoing connections (32768 to 60999). Submitit draws its port from
-# 20000 to 60000: in a test run it drew one that was in use, and the job failed with EADDRINUSE.
-PORTS = range(20_000, 32_768)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among all, and its device."""
+    """This process's rank among all, and its device. `tensor` neighbouring ranks see the same rows (division.py)."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    tensor: int = 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the rows this rank has."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """How many shares there are."""
+        return self.size // self.tensor
 
     @property
     def is_main(self) -> bool:
@@ -87,10 +98,19 @@ def find_rank() -> tuple[int, int, int]:
 
 
 def device_of(local_rank: int) -> torch.device:
-    """Return the device of a process: its own GPU on the node, or the CPU if there is none."""
+    """Return the device of a process: its own GPU on the node, or the CPU if there is none.
+
+    Raises: ValueError if there is a GPU that torch cannot use.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
+    require_visible()
     return torch.device("cpu")
+
+
+def gpu_id(device: torch.device) -> str:
+    """Return what names a GPU on its host."""
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def local_part(value: Tensor) -> Tensor:
@@ -98,9 +118,12 @@ def local_part(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def job_port(job_id: str) -> int:
-    """Return the port at which a job's ranks meet; jobs that may share a node get different ports."""
-    return PORTS[int(job_id) % len(PORTS)]
+def own_slices(value: Tensor) -> tuple[slice, ...]:
+    """Return where the part of a tensor that this rank holds lies in the whole."""
+    if not isinstance(value, DTensor):
+        return tuple(slice(0, size) for size in value.shape)
+    sizes, offsets = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
+    return tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))
 
 
 @contextmanager
@@ -110,6 +133,7 @@ def world(timeout_min: float = 30.0) -> Iterator[World]:
     A rank that raised leaves without a barrier, because the others may be inside a different collective.
     """
     rank, size, local_rank = find_rank()
+    settle()
     device = device_of(local_rank)
     cuda = device.type == "cuda"
     if cuda:
@@ -121,15 +145,31 @@ def world(timeout_min: float = 30.0) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
-        store=HashStore() if size == 1 else None,
+        store=meeting(rank, size, timeout_min),
         timeout=timedelta(minutes=timeout_min),
     )
     here = World(rank, size, local_rank, device)
     try:
+        if cuda and size > 1:
+            require_one_process_per_gpu(here.gather((socket.gethostname(), gpu_id(device))))
         yield here
         here.barrier()  # without it a finished gloo job aborted in 4 of 10 runs
     finally:
         dist.destroy_process_group()
+
+
+def meeting(rank: int, size: int, timeout_min: float) -> Any:
+    """Return the store at which ranks meet; None for torch's own, which torchrun's agent keeps, or several nodes use.
+
+    The ranks of one node meet on loopback, where nobody else in the network can write into the store.
+    """
+    if size == 1:
+        return HashStore()
+    host = os.environ.get("MASTER_ADDR", "")
+    if host not in LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    enter = keep_store if rank == 0 else visit_store
+    return enter(host, int(os.environ["MASTER_PORT"]), timeout_min)
 
 
 def loopback() -> str:

@@ -11,13 +11,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sftlab.assets import SCHEME
 from sftlab.common.files import read_json, read_jsonl
-from sftlab.common.words import duration
+from sftlab.common.revisions import asked_in
+from sftlab.common.words import duration, markdown_code, markdown_text, plain
+from sftlab.inference.adapter import rank_in_vllm
+from sftlab.models.adapters import ADAPTER_CONFIG
 from sftlab.publishing.licence import Licence
 from sftlab.publishing.paths import relative, relative_tree
 
 TEMPLATE = Path(__file__).with_name("card.md")
-GROUPS = ("optim", "schedule", "parallel")
-UNSHOWN = ("_target_", "_partial_", "cpu_offload", "replicate", "tensor")
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+GROUPS = ("peft", "optim", "schedule", "parallel")
+UNSHOWN = ("_target_", "_partial_", "cpu_offload", "replicate", "tensor", "learning_rate")
 
 
 def make_card(
@@ -32,8 +36,9 @@ def make_card(
     base, data = str(run["model"]["name_or_path"]), run["data"]
     card_data = ModelCardData(
         base_model=base if is_hub_id(config["model"]["name_or_path"]) and not from_nothing(run) else None,
+        base_model_relation="adapter" if adapter_of(run) else None,
         datasets=[d for d in sources(config["data"]) if is_hub_id(d)] or None,
-        library_name="transformers",
+        library_name="peft" if adapter_of(run) else "transformers",
         pipeline_tag="text-generation",
         tags=["sft", "sftlab"],
         model_name=name,
@@ -53,10 +58,13 @@ def make_card(
             if any(s["intervals"] for s in scores)
             else ""
         ),
+        adapter=adapter_of(run),
+        local_base=markdown_code(base) if adapter_of(run) and is_local(config["model"]["name_or_path"]) else None,
+        vllm=vllm_command(repo_id, base, run_dir / "model"),
         prompt_python=python_text(prompt),
-        max_new_tokens=run.get("evaluation", {}).get("max_new_tokens", 32),
+        max_new_tokens=int(run.get("evaluation", {}).get("max_new_tokens", 32)),
         plot=plot,
-        training=list(training(run, summary, environment)),
+        training=[(n, v if n == "data" else markdown_text(v)) for n, v in training(run, summary, environment)],
         command=command(environment.get("command", ()), run_dir),
         provenance=provenance(environment),
         licence=of.sentence,
@@ -66,22 +74,51 @@ def make_card(
 
 def introduction(base: str, data: Mapping[str, Any], summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """Return what the model is, in a sentence or two."""
-    steps = f" for {summary['steps']:,} steps of {run['trainer']['batch_size']} examples" if "steps" in summary else ""
+    steps = (
+        f" for {int(summary['steps']):,} steps of {run['trainer']['batch_size']} examples" if "steps" in summary else ""
+    )
     what = " and ".join(link(source, "datasets/") for source in sources(data))
     if from_nothing(run):
         return f"A model of the shape of {link(base)}, trained from random weights on {what}{steps}."
     shipped = " (the demo model that ships with sftlab)" if base.startswith(SCHEME) else ""
+    if adapter := adapter_of(run):
+        return f"{adapter} of {link(base)}{shipped}, trained on {what}{steps} with supervised fine-tuning."
     return f"{link(base)}{shipped}, fine-tuned on {what}{steps} with supervised fine-tuning."
+
+
+def adapter_of(run: Mapping[str, Any]) -> str | None:
+    """Return what kind of adapter a run trained, in words; None if it trained every weight."""
+    node = run.get("peft") or {}
+    if "rank" not in node:
+        return None
+    kind = "DoRA" if node["dora"] else "LoRA"
+    kind = {"none": kind, "nf4": f"Q{kind}"}[node["quantize"]]
+    return f"A {kind} adapter (rank {node['rank']}{', rank-stabilised' if node['rslora'] else ''})"
+
+
+def vllm_command(repo_id: str, base: str, model: Path) -> str:
+    """Return the command that serves the published model with vLLM; a comment where vLLM cannot serve it as it is."""
+    if not (model / ADAPTER_CONFIG).is_file():
+        return f"vllm serve {repo_id}"
+    rank = rank_in_vllm(model)
+    if rank is None:
+        return "# vLLM does not serve this kind of adapter: merge it into its base first (peft: merge_and_unload)"
+    return f"vllm serve {base} --enable-lora --lora-modules {repo_id}={repo_id} --max-lora-rank {rank}"
 
 
 def link(name: str, prefix: str = "") -> str:
     """Return a hub id as a link, any other name as code."""
-    return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else f"`{name}`"
+    return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else markdown_code(name)
 
 
 def is_hub_id(name: str) -> bool:
     """Return whether a name is a hub id such as user/model: it has no scheme and is no local folder or file."""
-    return name.count("/") == 1 and "://" not in name and name[0] not in "./~" and not Path(name).exists()
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def is_local(name: str) -> bool:
+    """Return whether a name of a model is a folder of the machine that trained, which nobody else has."""
+    return not name.startswith(SCHEME) and not is_hub_id(name) and (Path(name).exists() or "/" in name)
 
 
 def from_nothing(run: Mapping[str, Any]) -> bool:
@@ -105,12 +142,21 @@ def evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
         rows = []
         for key, value in scores.items():
             gap = gaps.get(key)
-            row = [key, number(base.get(key)), f"**{number(value)}**"] if base else [key, number(value)]
+            name = markdown_text(key)
+            row = [name, number(base.get(key)), f"**{number(value)}**"] if base else [name, number(value)]
             if base:
                 row += [f"{gap['value']:+.4f}", f"{gap['low']:+.4f} to {gap['high']:+.4f}"] if gap else ["", ""]
             rows.append(row)
         data = str(report.get("data", file.parent.name))
-        yield table(f"Evaluation on {data}", report.get("examples"), head, rows, scores, data, intervals=bool(gaps))
+        yield table(
+            f"Evaluation on {markdown_text(data)}",
+            report.get("examples"),
+            head,
+            rows,
+            scores,
+            data,
+            intervals=bool(gaps),
+        )
 
 
 def during_training(run_dir: Path, answers: int | None) -> Iterator[dict[str, Any]]:
@@ -121,7 +167,7 @@ def during_training(run_dir: Path, answers: int | None) -> Iterator[dict[str, An
     first, last = lines[0], lines[-1]
     before = first if first["step"] == 0 else {}
     keys = [key for key in last if key.startswith("val/")]
-    rows = [[key[4:], number(before.get(key)), f"**{number(last[key])}**"] for key in keys]
+    rows = [[markdown_text(key[4:]), number(before.get(key)), f"**{number(last[key])}**"] for key in keys]
     scores = {key[4:]: last[key] for key in keys}
     sampled = answers and scores.keys() - {"loss", "perplexity", "token_accuracy"}
     title = "Validation during training" + (f", answers scored on a sample of {answers}" if sampled else "")
@@ -165,25 +211,33 @@ def training(
 ) -> Iterator[tuple[str, str]]:
     """Yield the settings of the training as (setting, value)."""
     trainer, data = run["trainer"], run["data"]
-    yield "steps", f"{summary.get('steps', '?'):,}" if "steps" in summary else "not known"
+    for _, name, revision, kind in asked_in(run):
+        if revision:  # the commit, where the run recorded it
+            yield {"model": "base model", "dataset": "dataset"}[kind], f"{name} at {revision}"
+    yield "steps", f"{int(summary['steps']):,}" if "steps" in summary else "not known"
     yield "batch size", f"{trainer['batch_size']} examples per optimiser step, over all ranks"
     for group in GROUPS:
         node = run.get(group) or {}
-        settings = ", ".join(
-            f"{k} {v}" for k, v in node.items() if k not in UNSHOWN and v is not None and v is not False
-        )
+        if group == "peft" and not adapter_of(run):
+            continue
+        settings = ", ".join(f"{k} {v}" for k, v in node.items() if k not in UNSHOWN and not unset(v))
         if settings or "_target_" in node:
             kind = str(node.get("_target_", "")).rpartition(".")[2]
             yield {"optim": "optimiser", "parallel": "parallelism"}.get(group, group), f"{kind}: {settings}".strip(": ")
     yield "gradient clipping", f"global norm {trainer['clip_grad_norm']}" if trainer.get("clip_grad_norm") else "none"
     kind = str((data.get("format") or {}).get("_target_", "")).rpartition(".")[2]
-    yield "data", ", ".join(f"`{s}`" for s in sources(data)) + (f" as {kind}" if kind else "")
+    yield "data", ", ".join(map(markdown_code, sources(data))) + (f" as {markdown_text(kind)}" if kind else "")
     longest = data.get("max_length") or "the context"
     yield "rows", f"layout {data.get('layout')}; examples longer than {longest}: {data.get('overlong')}"
     yield "seed", str(run.get("seed"))
     if "wall_s" in summary:
-        yield "time", duration(summary["wall_s"])
+        yield "time", duration(float(summary["wall_s"]))
     yield "software", ", ".join(f"{name} {version}" for name, version in versions(environment).items())
+
+
+def unset(value: Any) -> bool:
+    """Return whether a setting says only that something is off. Zero is a setting of its own, though 0 == False."""
+    return value is None or value is False or value in ([], "none")
 
 
 def versions(environment: Mapping[str, Any]) -> dict[str, str]:
@@ -197,7 +251,7 @@ def command(argv: Sequence[str], run_dir: Path) -> str:
     """Return the command that made the run, with its paths relative to the run."""
     if not argv:
         return "# the run's environment.json names no command"
-    words = list(argv)
+    words = [str(word) for word in argv]
     start = next((i for i, w in enumerate(words) if w.endswith(".py") or "sftlab" in Path(w).name), 0)
     module = Path(words[start]).stem.removeprefix("sftlab-")
     shown = ["python", "-m", f"sftlab.{module}"]
@@ -206,18 +260,20 @@ def command(argv: Sequence[str], run_dir: Path) -> str:
         if value[:1] == value[-1:] == "'" and len(value) > 1:
             value = value[1:-1].replace("\\'", "'")  # the quotes that config/overrides.py put around a path
         shown.append(shlex.quote(f"{key}{equals}{relative(value, run_dir)}"))
-    return " ".join(shown)
+    return " ".join(plain(" ".join(shown)).split("\n"))  # one line: no line of it can end the block of code
 
 
 def provenance(environment: Mapping[str, Any]) -> str:
     """Return which code made the run."""
     commit = environment.get("git_commit")
     if not commit:
-        return f"Code: sftlab {versions(environment).get('sftlab', 'of unknown version')}, not from a git checkout."
+        version = markdown_text(versions(environment).get("sftlab", "of unknown version"))
+        return f"Code: sftlab {version}, not from a git checkout."
     changed = (
         " with uncommitted changes, which the run keeps in its environment.json" if environment.get("git_diff") else ""
     )
-    return f"Code: sftlab at commit `{commit}`{changed}. Paths are relative to the run's directory, which is `.`"
+    code = f"Code: sftlab at commit {markdown_code(commit)}{changed}."
+    return f"{code} Paths are relative to the run's directory, which is `.`"
 
 
 def python_text(text: str, width: int = 96) -> str:
@@ -234,4 +290,6 @@ def python_text(text: str, width: int = 96) -> str:
 
 def number(value: float | None) -> str:
     """Return a score for a table."""
-    return "" if value is None else f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"

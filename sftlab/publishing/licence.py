@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftlab.assets import SCHEME
+from sftlab.assets import SCHEME, locate
+from sftlab.common.words import markdown_code, markdown_text
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ def licence_of(base: str, given: str | None, random: bool, network: bool) -> Lic
         return Licence(None, "Not stated. The model was trained from random weights, so none is inherited.")
     if base.startswith(SCHEME):
         return Licence("apache-2.0", "`apache-2.0`, inherited from the base model, which ships with sftlab.")
-    folder = Path(base).expanduser()
+    folder = Path(locate(base))
     data = from_folder(folder) if folder.is_dir() else from_hub(base) if network else None
     if data is None or not data.get("license"):
         why = "" if folder.is_dir() or network else " (it was not asked: this is a dry run)"
         return Licence(None, f"Not known: no licence could be read from the base model's card{why}. Its terms apply.")
     found = str(data["license"])
-    named = f" ({data['license_name']})" if data.get("license_name") else ""
+    named = f" ({markdown_text(data['license_name'])})" if data.get("license_name") else ""
     return Licence(
         found,
-        f"`{found}`{named}, inherited from the base model. Its terms apply to this model too.",
+        f"{markdown_code(found)}{named}, inherited from the base model. Its terms apply to this model too.",
         data.get("license_name"),
         data.get("license_link"),
     )

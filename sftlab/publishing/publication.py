@@ -8,7 +8,8 @@ from typing import Any
 from huggingface_hub import get_token
 
 from sftlab.assets import SCHEME, locate
-from sftlab.common.words import size
+from sftlab.common.files import read_json
+from sftlab.common.words import plain, size
 from sftlab.inference.trained_model import TrainedModel, resolve
 from sftlab.publishing.licence import licence_of
 from sftlab.publishing.stage import stage
@@ -20,7 +21,7 @@ BLANK = "..."
 def publish(cfg: Any) -> None:
     """Write the folder, and upload it unless this is a dry run."""
     check_repo_id(cfg.repo_id)
-    trained = resolve(cfg.run)
+    trained = resolve(cfg.run, cfg.trust)
     if trained.run_dir is None or trained.config is None:
         raise ValueError(
             f"run={cfg.run} names a model without the run that made it, so there is nothing to write in its card: "
@@ -31,7 +32,7 @@ def publish(cfg: Any) -> None:
     licence = licence_of(base, cfg.license, random, network=not cfg.dry_run)
     prompt = cfg.prompt or example_prompt(trained)
     token = get_token()
-    folder = stage(trained.run_dir, Path(trained.model), cfg.repo_id, trained.config, prompt, licence, token)
+    folder, left = stage(trained.run_dir, Path(trained.model), cfg.repo_id, trained.config, prompt, licence, token)
     if cfg.dry_run:
         done = f"dry run: nothing was uploaded. {folder} holds what would be uploaded to {cfg.repo_id}"
     else:
@@ -39,6 +40,8 @@ def publish(cfg: Any) -> None:
         url = upload(folder, cfg.repo_id, private=cfg.private, update=bool(cfg["update"]), message=message, token=token)
         done = f"published{' privately' if cfg.private else ''}: {url}"
     listing(folder)
+    if left:
+        print(plain(f"left here, because no model consists of such files: {', '.join(left)}"))
     if licence.id is None:
         print("the licence is not known: the card says so; license= states one")
     print(done)
@@ -71,9 +74,9 @@ def example_prompt(trained: TrainedModel) -> str:
     val_path = str(trained.config["data"].get("val_path") or "")
     if val_path.startswith(SCHEME):
         with open(locate(val_path), encoding="utf-8") as file:
-            return str(format.prompt_text(json.loads(file.readline())))
+            return str(format.prompt_text(format.row(json.loads(file.readline()))))
     try:
-        return str(format.prompt_text(Blank()))
+        return str(format.prompt_text(format.row(Blank())))
     except ValueError:
         return BLANK  # some formats, such as chat, cannot make a prompt from blanks
 
@@ -99,13 +102,13 @@ def listing(folder: Path) -> None:
     found = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()]
     print(f"{folder}: {len(found)} files, {size(sum(s for _, s in found))}")
     for name, num_bytes in found:
-        print(f"  {size(num_bytes):>10}  {name}")
+        print(f"  {size(num_bytes):>10}  {plain(name)}")
 
 
 def default_message(trained: TrainedModel) -> str:
     """Return the commit message: the run's name, its steps and its loss."""
     assert trained.run_dir is not None and trained.config is not None
     file = trained.run_dir / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    score = f", loss {summary['score']:.4f}" if "score" in summary else ""
+    summary = read_json(file)
+    score = f", loss {float(summary['score']):.4f}" if "score" in summary else ""
     return f"{trained.config['name']}: {summary.get('steps', '?')} steps{score}"

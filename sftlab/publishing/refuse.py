@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from sftlab.common.secrets import SECRETS
+from sftlab.common.files import plain_files
+from sftlab.common.secrets import patterns_in
 from sftlab.publishing.paths import ABSOLUTE
 
 STATE = re.compile(
@@ -26,9 +27,12 @@ LEARNED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_temp
 LARGE_BYTES = 64 * 2**20  # larger files are not read; of .safetensors only the header is
 
 
-def refuse(folder: Path, token: str | None = None) -> None:
-    """Raise ValueError that names every file in `folder` that must not be published, and why. `token` is the user's."""
-    found = [f"  {name}: {why}" for path, name in files(folder) for why in reasons(path, name, token)]
+def refuse(folder: Path, token: str | None = None, replaced: Collection[str] = ()) -> None:
+    """Raise ValueError that names every file in `folder` that must not be published, and why.
+
+    `token` is the user's. `replaced` are values in JSON that are written anew before anything is published.
+    """
+    found = [f"  {name}: {why}" for path, name in files(folder) for why in reasons(path, name, token, replaced)]
     if found:
         raise ValueError(
             f"{folder} is not fit to be published; nothing was uploaded\n"
@@ -38,13 +42,12 @@ def refuse(folder: Path, token: str | None = None) -> None:
 
 
 def files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield every file under a folder with its name relative to it, in order."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path, path.relative_to(folder).as_posix()
+    """Yield every file under a folder with its name relative to it, in order. Raises: LinkRefused for a link."""
+    for name in plain_files(folder):
+        yield folder / name, name
 
 
-def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
+def reasons(path: Path, name: str, token: str | None, replaced: Collection[str] = ()) -> Iterator[str]:
     """Yield why a file must not be published."""
     if STATE.search(name):
         yield "optimiser state or a checkpoint, which is for resuming; only model/ is published"
@@ -60,11 +63,10 @@ def reasons(path: Path, name: str, token: str | None) -> Iterator[str]:
         content = path.read_bytes() if path.stat().st_size <= LARGE_BYTES else b""
     if token and token.encode() in content:
         yield "your own Hugging Face token"
-    for kind, pattern in SECRETS.items():
-        if pattern.search(content):
-            yield kind
+    learned = Path(name).name in LEARNED or path.suffix not in TEXT
+    yield from patterns_in(content, loose=not learned)
     if path.suffix in TEXT and Path(name).name not in LEARNED:
-        paths = absolute_paths(content, path.suffix == ".json")
+        paths = absolute_paths(content, path.suffix == ".json", replaced)
         if paths:
             yield f"an absolute path of this machine: {paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
 
@@ -78,11 +80,11 @@ def header(path: Path) -> tuple[list[str], dict[str, str]]:
         raise ValueError(f"{path} is no safetensors file, or half of one ({error})") from None
 
 
-def absolute_paths(content: bytes, is_json: bool) -> list[str]:
+def absolute_paths(content: bytes, is_json: bool, replaced: Collection[str] = ()) -> list[str]:
     """Return the absolute paths in a text. In JSON only the values are searched, without chat templates."""
     text = content.decode(errors="replace")
     if is_json:
-        text = "\n".join(strings(json.loads(text)))
+        text = "\n".join(value for value in strings(json.loads(text)) if value not in replaced)
     return sorted({found.group() for found in ABSOLUTE.finditer(text)})
 
 

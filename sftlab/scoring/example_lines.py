@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sftlab.common.files import read_jsonl, write_jsonl
+from sftlab.common.files import make_folder, open_plain, read_jsonl, read_text, write_jsonl, write_whole
 from sftlab.common.progress import bar
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
 from sftlab.data.forest import assign_to_ranks
-from sftlab.inference.decoding import DecodingSettings, batches, decode
+from sftlab.inference.decoding import decode
+from sftlab.inference.ends import special
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
+from sftlab.inference.shared_rows import batches
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
 
@@ -49,7 +52,7 @@ class Measurement:
         if todo:
             part = folder / f"{self.world.rank:05d}.jsonl"
             with (
-                part.open("a", encoding="utf-8") as file,
+                open_plain(part, "a") as file,
                 bar("examples", len(todo), shown=self.world.is_main) as advance,
             ):
                 for line in self._lines(load(), self._mine(todo)):
@@ -67,13 +70,13 @@ class Measurement:
 
     def _earlier(self, path: Path, folder: Path, settings: Mapping[str, Any]) -> dict[int, Line]:
         """Return the lines of earlier, perhaps unfinished, measurements with these settings; delete all others."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, folder.name)
         stamp = folder / "settings.json"
         now = json.dumps(dict(settings), sort_keys=True)
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
+        if not stamp.exists() or read_text(stamp) != now:
             for old in (path, *folder.glob("*.jsonl")):
                 old.unlink(missing_ok=True)
-            stamp.write_text(now, encoding="utf-8")
+            write_whole(stamp, now)
         done = read_parts(folder) | {line["index"]: line for line in read_jsonl(path)}
         if len(done) < len(self.examples):  # rewrite the lines, so that nothing is appended to a torn one
             for part in folder.glob("*.jsonl"):
@@ -96,7 +99,7 @@ class Measurement:
         examples = [self.examples[i] for i in mine]
         sums = losses(loaded.scorer, examples, self.decoding.batch_size)
         lines = [
-            {"index": i, "id": e.id, "nll": float(nll), "correct": int(correct), "targets": int(targets)}
+            {"index": i, "id": e.id, "nll": float(nll), "correct": whole(correct), "targets": whole(targets)}
             for i, e, (nll, correct, targets) in zip(mine, examples, sums, strict=True)
         ]
         asked = [k for k, e in enumerate(examples) if e.references]
@@ -113,12 +116,24 @@ class Measurement:
             }
 
 
-@torch.inference_mode()
 def losses(scorer: Scorer, examples: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
-    """Return (sum of nll in nats, right top-1 guesses, targets) of each example, (n, 3)."""
+    """Return (sum of nll in nats, right top-1 guesses, targets) of each example, (n, 3); each counts by its weight."""
     sums = np.zeros((len(examples), 3))
+    for indices, nll, right in target_scores(scorer, examples, batch_size):
+        counted = np.stack([nll, right, np.ones(len(nll))], 1)
+        for i in np.unique(indices):
+            weights = examples[i].target_weights[examples[i].supervised]
+            sums[i] = (counted[indices == i] * weights[:, None]).sum(0)
+    return sums
+
+
+@torch.inference_mode()
+def target_scores(
+    scorer: Scorer, examples: Sequence[Example], batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]]:
+    """Yield of each batch (example, nll in nats, right top-1 guess) of every target; an example's are in its order."""
     device = scorer.model.device
-    for rows in batches(examples, batch_size, share_prefixes=True):
+    for rows in batches(examples, batch_size, share_prefixes=not scorer.apart):
         length = max(len(tree) for tree, _ in rows)
         batch = collate([tree for tree, _ in rows], len(rows), length).to(device)
         owner, at, target = [], [], []
@@ -128,22 +143,25 @@ def losses(scorer: Scorer, examples: Sequence[Example], batch_size: int) -> NDAr
                 owner.append(np.full(len(scored), i))
                 at.append(path[scored - 1].astype(np.int64) + r * length)
                 target.append(examples[i].tokens[scored].astype(np.int64))
-        owners = np.concatenate(owner)
         ats, targets = torch.from_numpy(np.concatenate(at)), torch.from_numpy(np.concatenate(target))
         hidden = scorer.hidden(batch)
-        for start in range(0, len(owners), scorer.chunk):
+        nll, right = [], []
+        for start in range(0, len(ats), scorer.chunk):
             part = slice(start, start + scorer.chunk)
             logits, wanted = scorer.logits(hidden[ats[part].to(device)]), targets[part].to(device)
-            nll = F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy()
-            right = (logits.argmax(-1) == wanted).cpu().numpy()
-            np.add.at(sums, owners[part], np.stack([nll, right, np.ones(len(nll))], 1))
-    return sums
+            nll.append(F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy())
+            right.append((logits.argmax(-1) == wanted).cpu().numpy())
+        yield np.concatenate(owner), np.concatenate(nll), np.concatenate(right)
+
+
+def whole(number: float) -> int | float:
+    """Return a number as an integer if it is one, as it is unless targets have weights."""
+    return int(number) if float(number).is_integer() else float(number)
 
 
 def endings(examples: Sequence[Example], tokenizer: Any) -> frozenset[int]:
     """Return the special tokens that examples end with, such as the one that closes a conversation's last turn."""
-    special = set(tokenizer.all_special_ids)
-    return frozenset(int(e.tokens[-1]) for e in examples if e.supervised[-1] and int(e.tokens[-1]) in special)
+    return special([int(e.tokens[-1]) for e in examples if e.supervised[-1]], tokenizer)
 
 
 def read_parts(folder: Path) -> dict[int, Line]:

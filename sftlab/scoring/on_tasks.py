@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sftlab.common.files import write_jsonl
+from sftlab.common.files import make_folder, write_jsonl
+from sftlab.common.hub import quiet_transformers
 from sftlab.inference.loaded_model import LoadedModel
 from sftlab.inference.trained_model import TrainedModel
 from sftlab.parallel.world import device_of
 from sftlab.scoring.lm_eval_harness import run_tasks
 from sftlab.scoring.scores_json import compare_scores, show_scores, write_report
-from sftlab.training.run import quiet_transformers
 
 
 def evaluate_on_tasks(trained: TrainedModel, given: Mapping[Any, Any]) -> None:
@@ -24,8 +24,8 @@ def evaluate_on_tasks(trained: TrainedModel, given: Mapping[Any, Any]) -> None:
     models = [trained, trained.base] if given["baseline"] else [trained]
     results = [run_tasks(LoadedModel.load(model, device), given["tasks"], **settings) for model in models]
     for name, task in results[0].items():
-        folder = Path(given["output_dir"] or trained.folder / "evaluate") / name
-        folder.mkdir(parents=True, exist_ok=True)
+        root = given["output_dir"]
+        folder = make_folder(Path(root), name) if root else make_folder(trained.folder, "evaluate", name)
         write_jsonl(folder / "predictions.jsonl", task.lines)
         report = {"run": trained.given, "model": trained.model, "data": name, "settings": settings}
         if given["baseline"]:

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sftlab.common.files import write_json
+from sftlab.common.secrets import strike_values
+from sftlab.common.terminal import Terminal
 from sftlab.scoring.bootstrap import differences, scores_of
 
 Line = Mapping[str, Any]
@@ -33,8 +34,8 @@ def compare_scores(
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write scores.json in one step."""
-    write_json(path, report)
+    """Write scores.json in one step, with secrets struck out of the texts in it."""
+    write_json(path, strike_values(report))
 
 
 def show_scores(title: str, report: Mapping[str, Any]) -> None:
@@ -56,4 +57,4 @@ def show_scores(title: str, report: Mapping[str, Any]) -> None:
             f"{gap['value']:+.4f}" if gap else "",
             f"{gap['low']:+.4f} to {gap['high']:+.4f}" if gap else "",
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    Terminal(soft_wrap=True).print(table)

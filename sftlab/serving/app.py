@@ -1,30 +1,49 @@
 """The HTTP side of the transformers engine: /health, /v1/models, /v1/completions and /v1/chat/completions.
 
-Answers are generated in threads, so that /health responds while the model generates.
+Prompts are tokenised and answers generated in threads, so that /health responds meanwhile. A client that leaves ends
+its generation. An error that is not the client's fault is described in the log and not to the client.
 """
 
+import asyncio
 import json
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sftlab.serving.engine import Engine, Piece, Sampling
-from sftlab.serving.protocol import ChatRequest, CompletionRequest, Request, RequestError, envelope, parse, usage
+from sftlab.serving.door import Door
+from sftlab.serving.engine import Engine, Piece, Sampling, TooLong
+from sftlab.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    Request,
+    RequestError,
+    decode,
+    envelope,
+    parse,
+    shown,
+    usage,
+)
 
 log = logging.getLogger(__name__)
+BROKEN = RequestError("the server failed at this request; its log says why", 500)
 
 
-def make_app(engine: Engine, model: str) -> Starlette:
-    """Return the application that serves `engine` under the name `model`."""
+def make_app(engine: Engine, model: str, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
+    """Return the application that serves `engine` under the name `model`; the door admits these hosts and origins."""
     began = int(time.time())
 
     async def health(_: HttpRequest) -> Response:
@@ -35,13 +54,16 @@ def make_app(engine: Engine, model: str) -> Starlette:
         return JSONResponse({"object": "list", "data": [card]})
 
     async def completions(http: HttpRequest) -> Response:
-        request = parse(CompletionRequest, await read_body(http), model)
-        return await respond(Completions(engine, model, request))
+        raw = await http.body()
+        request = await run_in_threadpool(lambda: parse(CompletionRequest, decode(raw), model))
+        return await respond(http, await run_in_threadpool(Completions, engine, model, request))
 
     async def chat(http: HttpRequest) -> Response:
-        request = parse(ChatRequest, await read_body(http), model)
-        return await respond(Chat(engine, model, request))
+        raw = await http.body()
+        request = await run_in_threadpool(lambda: parse(ChatRequest, decode(raw), model))
+        return await respond(http, await run_in_threadpool(Chat, engine, model, request))
 
+    cors = [Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"])] if origins else []
     return Starlette(
         routes=[
             Route("/health", health),
@@ -49,7 +71,13 @@ def make_app(engine: Engine, model: str) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ],
-        exception_handlers={RequestError: refused, HTTPException: not_there, Exception: failed},
+        middleware=[*cors, Middleware(Door, hosts=hosts, origins=origins)],
+        exception_handlers={
+            RequestError: refused,
+            ClientDisconnect: gone,
+            HTTPException: not_there,
+            Exception: failed,
+        },
     )
 
 
@@ -70,6 +98,7 @@ class Answer(ABC):
     ) -> None:
         """Raise RequestError before anything is sent if a prompt does not fit or holds an unknown token."""
         self.engine, self.model, self.request, self.prompts, self.ends = engine, model, request, prompts, ends
+        self.left = threading.Event()  # set once the client has gone
         self.how = sampling(engine, request, max_tokens)
         try:
             for prompt in prompts:
@@ -88,8 +117,10 @@ class Answer(ABC):
     def pieces(self) -> Iterator[tuple[int, Piece]]:
         """Yield the pieces of all answers, one answer after the other."""
         for i, prompt in enumerate(self.prompts):
-            for piece in self.engine.answer(prompt, self.how, self.ends):
+            for piece in self.engine.answer(prompt, self.how, self.ends, self.left):
                 yield i, piece
+            if self.left.is_set():
+                return
 
     def body(self) -> dict[str, Any]:
         """Return all answers whole, as one response body."""
@@ -112,9 +143,9 @@ class Answer(ABC):
                 total += piece.num_tokens
             if self.request.stream_options and self.request.stream_options.include_usage:
                 yield event({**head, "usage": usage(sum(map(len, self.prompts)), total)})
-        except Exception as error:
+        except Exception:
             log.exception("the answer failed")
-            yield event(RequestError(f"{type(error).__name__}: {error}", 500).body())
+            yield event(BROKEN.body())
         yield "data: [DONE]\n\n"
 
 
@@ -124,6 +155,7 @@ class Completions(Answer):
     whole = piece = "text_completion"
 
     def __init__(self, engine: Engine, model: str, request: CompletionRequest) -> None:
+        refuse_long(engine, [p for p in request.prompts if isinstance(p, str)])
         prompts = [p if isinstance(p, list) else engine.loaded.encode(p).tolist() for p in request.prompts]
         super().__init__(engine, model, request, prompts, request.max_tokens, engine.loaded.ends)
 
@@ -145,12 +177,17 @@ class Chat(Answer):
         talk = engine.loaded
         if not talk.tokenizer.chat_template:
             raise RequestError("this model has no chat template: it only continues text: use /v1/completions")
+        messages = [m.plain() for m in request.messages]
+        refuse_long(engine, ["".join(m["content"] for m in messages)])
         try:
-            prompt = talk.encode_chat([m.plain() for m in request.messages]).tolist()
-        except Exception as error:  # from the template's raise_exception, or from jinja itself
-            raise RequestError(f"the chat template refuses these messages: {error}") from error
+            prompt, ends = talk.encode_chat(messages).tolist(), talk.turn_ends()
+        except (TemplateError, TimeoutError) as error:  # the template's own raise_exception, or what it cannot do
+            raise RequestError(f"the chat template refuses these messages: {shown(str(error))}") from error
+        except Exception as error:  # its words may name what lies on this machine
+            log.exception("the chat template failed")
+            raise RequestError(f"the chat template refuses these messages ({type(error).__name__})") from error
         max_tokens = request.max_completion_tokens or request.max_tokens
-        super().__init__(engine, model, request, [prompt], max_tokens, talk.turn_ends())
+        super().__init__(engine, model, request, [prompt], max_tokens, ends)
 
     def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         """Return one whole answer."""
@@ -162,6 +199,14 @@ class Chat(Answer):
         return {"index": index, "delta": {**role, "content": piece.text}, "finish_reason": piece.finish_reason}
 
 
+def refuse_long(engine: Engine, texts: Sequence[str]) -> None:
+    """Raise RequestError for texts that are not worth tokenising."""
+    try:
+        engine.check_size(texts)
+    except TooLong as error:
+        raise RequestError(str(error), 413) from None
+
+
 def sampling(engine: Engine, request: Request, max_tokens: int | None) -> Sampling:
     """Return how to choose tokens: by the request's settings, else by the model's generation_config."""
     asked = {key: getattr(request, key) for key in ("temperature", "top_p", "top_k")}
@@ -169,27 +214,38 @@ def sampling(engine: Engine, request: Request, max_tokens: int | None) -> Sampli
     return Sampling(max_tokens=max_tokens, seed=request.seed, stop=request.stops, **chosen)
 
 
-async def read_body(http: HttpRequest) -> Any:
-    """Return the JSON of a request. Raises: RequestError."""
-    try:
-        return json.loads(await http.body())
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-
-
-async def respond(answer: Answer) -> Response:
+async def respond(http: HttpRequest, answer: Answer) -> Response:
     """Return the whole answer, or a stream of it."""
     if answer.request.stream:
-        return StreamingResponse(close_with(answer.events()), media_type="text/event-stream")
-    return JSONResponse(await run_in_threadpool(answer.body))
+        return StreamingResponse(close_with(http, answer.events(), answer.left), media_type="text/event-stream")
+    watching = asyncio.create_task(watch(http, answer.left))
+    try:
+        return JSONResponse(await run_in_threadpool(answer.body))
+    finally:
+        watching.cancel()
 
 
-async def close_with(events: Generator[str, None, None]) -> AsyncIterator[str]:
-    """Yield events; end the generation when the client disconnects."""
+async def watch(http: HttpRequest, left: threading.Event) -> None:
+    """Say when the client has gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    left.set()
+
+
+async def close_with(
+    http: HttpRequest, events: Generator[str, None, None], left: threading.Event
+) -> AsyncIterator[str]:
+    """Yield events; end the generation when the client disconnects.
+
+    Cancelling alone would not: it waits for the thread, which waits for the next token, which may wait for its turn.
+    """
+    watching = asyncio.create_task(watch(http, left))
     try:
         async for item in iterate_in_threadpool(events):
             yield item
     finally:
+        watching.cancel()
+        left.set()
         events.close()
 
 
@@ -204,6 +260,11 @@ async def refused(_: HttpRequest, error: Exception) -> Response:
     return JSONResponse(error.body(), status_code=error.status)
 
 
+async def gone(_: HttpRequest, error: Exception) -> Response:
+    """Return the response to a client that left before its body was whole: nobody reads it, and the log has no need."""
+    return Response(status_code=400)
+
+
 async def not_there(http: HttpRequest, error: Exception) -> Response:
     """Return the response to a request for an unknown path or method."""
     assert isinstance(error, HTTPException)
@@ -214,4 +275,5 @@ async def not_there(http: HttpRequest, error: Exception) -> Response:
 
 async def failed(_: HttpRequest, error: Exception) -> Response:
     """Return the response to a request that broke the server; the log holds the traceback."""
-    return JSONResponse(RequestError(f"{type(error).__name__}: {error}", 500).body(), status_code=500)
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(BROKEN.body(), status_code=500)

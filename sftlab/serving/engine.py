@@ -1,20 +1,23 @@
 """The transformers engine: one model in this process. It answers one request at a time, as a stream of text.
 
-`model.generate` does the work, so greedy answers are the same as its own. Use vLLM for many users at once.
+`decode` does the work, so greedy answers are those of `generate` and `evaluate`. Use vLLM for many users at once.
 """
 
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+import numpy as np
 
+from sftlab.inference.decoding import decode
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
+from sftlab.models.architecture import longest_text
 
+WAIT_S = 0.2  # seconds between two looks whether anybody still waits for an answer
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoders return it for a character whose bytes are incomplete
 
 
@@ -39,12 +42,17 @@ class Piece:
     num_tokens: int = 0
 
 
+class TooLong(ValueError):
+    """A prompt that is longer than any that fits."""
+
+
 class Engine:
     """A loaded model that generates one answer at a time."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.model = loaded, loaded.scorer.model
-        self.longest = int(self.model.config.get_text_config().max_position_embeddings)
+        self.longest = longest_text(self.model.config, loaded.tokenizer)
+        self.longest_chars = self.longest * max(map(len, loaded.tokenizer.get_vocab()), default=1)
         self.turn = threading.Lock()
 
     def defaults(self) -> dict[str, Any]:
@@ -54,7 +62,10 @@ class Engine:
         return {key: value for key, value in found.items() if value is not None and own.do_sample}
 
     def check(self, prompt: Sequence[int], max_tokens: int | None) -> int:
-        """Return how many tokens may follow a prompt. Raises: ValueError if it cannot be answered."""
+        """Return how many tokens may follow a prompt: as many as asked for, else as the model's own config allows.
+
+        Raises: ValueError if it cannot be answered.
+        """
         size = self.model.config.get_text_config().vocab_size
         left = self.longest - len(prompt)
         if not prompt:
@@ -67,31 +78,48 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens{asked}, but this model's context holds {self.longest}: "
                 "shorten the prompt or lower max_tokens"
             )
-        return max_tokens or left
+        own = self.model.generation_config
+        most = own.max_new_tokens or (own.max_length and own.max_length - len(prompt)) or left
+        return max_tokens or max(1, min(left, most))
 
-    def answer(self, prompt: Sequence[int], how: Sampling, ends: frozenset[int]) -> Iterator[Piece]:
-        """Yield the answer piece by piece, as it is generated; closing the iterator ends the generation.
+    def check_size(self, texts: Sequence[str]) -> None:
+        """Raise TooLong for a text that cannot fit the context, whatever its tokens: it is not worth tokenising."""
+        longest = max(map(len, texts), default=0)
+        if longest > self.longest_chars:
+            raise TooLong(
+                f"a prompt has {longest:,} characters; this model's context of {self.longest} tokens never holds more "
+                f"than {self.longest_chars:,}"
+            )
+
+    def answer(
+        self, prompt: Sequence[int], how: Sampling, ends: frozenset[int], left: threading.Event | None = None
+    ) -> Iterator[Piece]:
+        """Yield the answer piece by piece, as it is generated; closing the iterator or setting `left` ends it.
 
         Raises: ValueError if `check` refuses the prompt.
         """
         room = self.check(prompt, how.max_tokens)
-        tokens = _Tokens()
-        worker = threading.Thread(target=self._generate, args=(prompt, how, room, ends, tokens), daemon=True)
+        decoding = DecodingSettings(
+            max_new_tokens=room,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            seed=how.seed if how.seed is not None else secrets.randbits(63),
+        )
+        tokens = _Tokens(left or threading.Event())
+        worker = threading.Thread(target=self._generate, args=(prompt, decoding, ends, tokens), daemon=True)
         worker.start()
         try:
-            yield from self._pieces(tokens, how.stop, ends)
+            yield from self._pieces(tokens, how.stop, room)
         finally:
             tokens.stopped.set()
             worker.join()
 
-    def _pieces(self, tokens: "_Tokens", stops: Sequence[str], ends: frozenset[int]) -> Iterator[Piece]:
+    def _pieces(self, tokens: "_Tokens", stops: Sequence[str], room: int) -> Iterator[Piece]:
         got: list[int] = []
-        shown, reason = 0, "length"
+        shown = 0
         for token in tokens:
             got.append(token)
-            if token in ends:
-                reason = "stop"
-                break
             text = self.loaded.decode_text(got)
             cut = min((at for at in map(text.find, stops) if at >= 0), default=-1)
             if cut >= 0:
@@ -101,52 +129,48 @@ class Engine:
             if not text.endswith(REPLACEMENT) and sure > shown:
                 yield Piece(text[shown:sure])
                 shown = sure
-        text = self.loaded.decode_text(got[:-1] if reason == "stop" else got)
-        yield Piece(text[shown:], reason, len(got))
+        ended = len(got) < room  # by a token that is not told, and counts
+        yield Piece(self.loaded.decode_text(got)[shown:], "stop" if ended else "length", len(got) + ended)
 
     def _generate(
-        self, prompt: Sequence[int], how: Sampling, room: int, ends: frozenset[int], tokens: "_Tokens"
+        self, prompt: Sequence[int], decoding: DecodingSettings, ends: frozenset[int], tokens: "_Tokens"
     ) -> None:
-        sampled: dict[str, Any] = {"do_sample": False}
-        if how.temperature > 0:
-            sampled = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
-        pad = self.loaded.tokenizer.pad_token_id
-        config = GenerationConfig(
-            max_new_tokens=room,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad if pad is not None else min(ends, default=0),
-            **sampled,
-        )
-        ids = torch.tensor([list(prompt)], device=self.model.device)
+        while not self.turn.acquire(timeout=WAIT_S):
+            if tokens.over:
+                return
         try:
-            with self.turn, torch.random.fork_rng(enabled=how.seed is not None), torch.inference_mode():
-                if how.seed is not None:
-                    torch.manual_seed(how.seed)
-                self.model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=config,
-                    streamer=tokens,
-                    stopping_criteria=StoppingCriteriaList([tokens]),
-                )
+            if not tokens.over:
+                list(decode(self.loaded.scorer, [np.array(prompt, np.int32)], decoding, ends, on_token=tokens.put))
+            tokens.end()
+        except Left:
+            pass
         except BaseException as error:
             tokens.fail(error)
+        finally:
+            self.turn.release()
 
 
-class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
-    """The tokens that another thread generates, as they come. Setting `stopped` ends the generation."""
+class Left(Exception):
+    """Nobody waits for the answer any more."""
 
-    def __init__(self) -> None:
+
+class _Tokens:
+    """The tokens that another thread generates, as they come. Setting `stopped` or `left` ends the generation."""
+
+    def __init__(self, left: threading.Event) -> None:
         self.queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
-        self.stopped = threading.Event()
-        self.skipped = False
+        self.stopped, self.left = threading.Event(), left
 
-    def put(self, value: torch.Tensor) -> None:
-        """Take tokens from `generate`. Its first call passes the prompt, which is skipped."""
-        if self.skipped:
-            for token in value.reshape(-1).tolist():
-                self.queue.put(int(token))
-        self.skipped = True
+    @property
+    def over(self) -> bool:
+        """Whether nobody wants more tokens."""
+        return self.stopped.is_set() or self.left.is_set()
+
+    def put(self, _: int, token: int) -> None:
+        """Take one more token of the only prompt. Raises: Left if nobody wants it."""
+        if self.over:
+            raise Left
+        self.queue.put(token)
 
     def end(self) -> None:
         """No more tokens follow."""
@@ -156,12 +180,14 @@ class _Tokens(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
         """Raise `error` in the thread that reads the tokens."""
         self.queue.put(error)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **rest: Any) -> torch.Tensor:
-        """Return for each row whether to stop."""
-        return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
-
     def __iter__(self) -> Iterator[int]:
-        while (item := self.queue.get()) is not None:
+        while not self.left.is_set():
+            try:
+                item = self.queue.get(timeout=WAIT_S)
+            except Empty:  # another answer is being generated
+                continue
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item

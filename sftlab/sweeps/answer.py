@@ -4,8 +4,8 @@ from rich.console import Console
 
 from sftlab.common.files import read_yaml
 from sftlab.common.run_directory import CONFIG
-from sftlab.config.errors import nearest
 from sftlab.config.grid import parsed_overrides
+from sftlab.config.unknown import nearest
 from sftlab.sweeps import best_yaml, ranking, report, tables
 from sftlab.sweeps.best_yaml import Choice
 from sftlab.sweeps.points import Point
@@ -28,7 +28,7 @@ def show_answer(found: Sweep, metric: str, score: str, write: bool, console: Con
         console.print(f"\n{ranking.verdict(groups)}")
         for line in tables.importance(ranking.importance(groups), found):
             console.print(line)
-    for line in tables.failures(found):
+    for line in (*tables.early(found), *tables.failures(found)):
         console.print(line, markup=False)
     if not write:
         return

@@ -7,10 +7,8 @@ from typing import Any
 
 import yaml
 
-from sftlab.common.files import write_whole
-
-# Where and how a run ran, not what it computed.
-LEFT_OUT = ("run_dir", "resume", "launcher", "sweeper")
+from sftlab.common.files import make_folder, write_whole
+from sftlab.config.winner import LEFT_OUT
 
 
 @dataclass(frozen=True)
@@ -24,13 +22,12 @@ class Choice:
 
 
 def write_best(folder: Path, choices: Sequence[Choice], about: Sequence[str]) -> Path:
-    """Write best.yaml into a sweep's folder, with a link where `--config-dir` finds experiments; return its path."""
+    """Write best.yaml into a sweep's folder, and again where `--config-dir` finds experiments; return its path."""
     file = folder / "best.yaml"
-    write_whole(file, experiment_text(folder, choices, about))
-    link = folder / "experiment" / "best.yaml"
-    link.parent.mkdir(exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(Path("..") / "best.yaml")
+    text = experiment_text(folder, choices, about)
+    write_whole(file, text)
+    # a file of its own, not a link to the other: folders are copied by tools that drop links
+    write_whole(make_folder(folder, "experiment") / "best.yaml", text)
     return file
 
 

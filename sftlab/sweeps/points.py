@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftlab.common.files import read_json, read_jsonl, read_yaml
+from sftlab.common.files import open_plain, read_json, read_jsonl, read_yaml, refuse_links
 from sftlab.common.metrics import lower_is_better
-from sftlab.launchers.squeue import ENDED, UNKNOWN, Job
+from sftlab.common.owner import Owner, read_owner
+from sftlab.common.squeue import ENDED, UNKNOWN, Job
+from sftlab.sweeps.death import Death, death
 
 TAIL_BYTES = 1 << 18
 SILENT_S = 300.0  # a point without a job that has written nothing for so long is taken for dead
@@ -37,6 +39,8 @@ class Point:
     last: Mapping[str, float] = field(default_factory=dict)
     best: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    ended_early: str = ""  # why a finished point ended before its last step
+    log: Path | None = None  # the file that says why the point ended, where one does
 
     @property
     def settings(self) -> dict[str, str]:
@@ -67,30 +71,49 @@ def numbered(folder: Path) -> list[int]:
 
 def read_point(folder: Path, num: int, entry: Mapping[str, Any], jobs: Mapping[str, Job]) -> Point:
     """Return one point from its directory and its entry in sweep.json."""
-    run_dir = folder / str(entry.get("run_dir", num))
+    run_dir = refuse_links(folder, str(entry.get("run_dir", num)))
     summary = read_json(run_dir / "summary.json")
     if summary.get("status") == "finished" and "last" in summary:
-        last, best = summary["last"], summary["best"]
+        last, best = (numbers(summary.get(key)) for key in ("last", "best"))
+        last |= {k: v for k, v in numbers(summary.get("model")).items() if k != "step"}  # the model that it left
     else:
         last, best = tail_of_metrics(run_dir / "metrics.jsonl")
     overrides = entry.get("overrides")
     if overrides is None:
-        overrides = read_yaml(run_dir / "overrides.yaml") or []
-    step = int(last["step"]) if "step" in last else None
-    max_steps = summary.get("steps") or steps_to_go(run_dir / "train.log")
+        found = read_yaml(run_dir / "overrides.yaml")
+        overrides = [o for o in found if isinstance(o, str)] if isinstance(found, list) else []
+    step = whole(last.get("step"))
+    max_steps = whole(numbers(summary).get("steps")) or steps_to_go(run_dir / "train.log")
     job = jobs.get(entry.get("job_id") or "")
-    state = state_of(summary, job, run_dir, bool(entry.get("pruned")))
+    owner = read_owner(run_dir)
+    lives = owner is not None and owner.lives(run_dir, lambda ids: {i: jobs.get(i, Job(UNKNOWN)) for i in ids})
+    state = state_of(summary, job, run_dir, bool(entry.get("pruned")), owner, lives)
     left_s = None
-    if state == "running" and step and max_steps:
+    if state == "running" and step and max_steps and "time_s" in last:
         left_s = (max_steps - step) * last["time_s"] / step
-    error = summary.get("error", "") or (f"SLURM: {job.state}" if job and state == job.state.lower() else "")
-    return Point(num, tuple(overrides), run_dir, entry.get("job_id"), state, step, max_steps, left_s, last, best, error)
+    why = Death("")
+    if state in UNFINISHED and state != "stopped":
+        gone = owner if owner is not None and not owner.ended and not lives else None
+        why = death(summary, job, gone, run_dir, rank_logs(folder, entry.get("job_id"), num))
+    job_id = entry.get("job_id")
+    early = str(summary.get("ended") or "") if state == "finished" else ""
+    return Point(
+        num, tuple(overrides), run_dir, job_id, state, step, max_steps, left_s, last, best, why.reason, early, why.log
+    )
 
 
-def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned: bool) -> str:
+def state_of(
+    summary: Mapping[str, Any],
+    job: Job | None,
+    run_dir: Path,
+    pruned: bool,
+    owner: Owner | None = None,
+    lives: bool = False,
+) -> str:
     """Return the state of a point in one word.
 
-    It is the state of its job while that is alive, then that of its summary, else what the times of its files suggest.
+    It is the state of its job while that is alive, then that of its summary, then what is known of its process, and
+    for a run of an earlier version what the times of its files suggest.
     A job that FAILED although the summary says finished has failed: another rank raised after rank 0 was done.
     """
     status = summary.get("status", "")
@@ -104,8 +127,12 @@ def state_of(summary: Mapping[str, Any], job: Job | None, run_dir: Path, pruned:
         return job.state.lower()
     if status:
         return str(status)
+    if lives:
+        return "running"
     if job:
         return "failed" if job.ended else "silent"
+    if owner is not None and not owner.ended:
+        return "failed"
     written = [f.stat().st_mtime for f in map(run_dir.joinpath, ("metrics.jsonl", "train.log")) if f.exists()]
     if not written:
         return "missing"
@@ -123,14 +150,27 @@ def tail_of_metrics(file: Path) -> tuple[dict[str, float], dict[str, float]]:
     for text in [line for line in lines[:-2] if '"val/' in line] + lines[-2:]:
         try:
             line = json.loads(text)
-        except ValueError:  # the tail begins inside this line
+        except (ValueError, RecursionError):  # the tail begins inside this line
             continue
+        line = numbers(line)
         last |= line
         for name, value in line.items():
             if name.startswith("val/") and math.isfinite(value):
                 choose = min if lower_is_better(name) else max
                 best[name] = choose(best.get(name, value), value)
     return last, best
+
+
+def numbers(node: Any) -> dict[str, float]:
+    """Return the entries of a record that are numbers: a file in somebody's folder may hold anything."""
+    found = node.items() if isinstance(node, Mapping) else ()
+    counts = {str(k): v for k, v in found if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {k: v for k, v in counts.items() if isinstance(v, float) or abs(v) < 1 << 63}
+
+
+def whole(value: float | None) -> int | None:
+    """Return a count, None where there is none that is finite."""
+    return None if value is None or not math.isfinite(value) else int(value)
 
 
 def steps_to_go(log: Path) -> int | None:
@@ -142,16 +182,17 @@ def steps_to_go(log: Path) -> int | None:
 def tail(file: Path, most: int = TAIL_BYTES) -> str:
     """Return the end of a text file; nothing if it is not there."""
     try:
-        with file.open("rb") as f:
+        with open_plain(file, "rb") as f:
             f.seek(max(0, f.seek(0, 2) - most))
-            return f.read().decode(errors="replace")
+            return str(f.read().decode(errors="replace"))
     except OSError:
         return ""
 
 
 def series(folder: Path, metric: str) -> list[tuple[int, float]]:
     """Return every (step, value) of a metric in a metrics.jsonl; of a step that was written twice, the later value."""
-    found = {line["step"]: line[metric] for line in read_jsonl(folder / "metrics.jsonl") if metric in line}
+    lines = [numbers(line) for line in read_jsonl(folder / "metrics.jsonl")]
+    found = {step: line[metric] for line in lines if metric in line and (step := whole(line.get("step"))) is not None}
     return sorted((step, value) for step, value in found.items() if math.isfinite(value))
 
 
@@ -159,17 +200,26 @@ def samples(folder: Path, newest: bool = True) -> list[dict[str, Any]]:
     """Return the generated answers of a run's last (or first) evaluation; none where none were recorded."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for line in read_jsonl(folder / "samples.jsonl"):
-        found[line["step"], line["id"]] = line
+        if isinstance(line.get("step"), int) and all(isinstance(line.get(key), str) for key in ("id", "answer")):
+            found[line["step"], line["id"]] = line
     wanted = (max if newest else min)((step for step, _ in found), default=0)
     return [line for (step, _), line in found.items() if step == wanted]
 
 
-def tracebacks(sweep_dir: Path, point: Point) -> list[tuple[str, str]]:
-    """Return (log file, its last traceback) for train.log and the logs of the ranks that hold one."""
-    logs = [point.folder / "train.log"]
-    for stem in (point.job_id, f"local_{point.num}"):
+def rank_logs(sweep_dir: Path, job_id: str | None, num: int) -> list[Path]:
+    """Return the files with the standard error of each rank of a point, wherever its launcher put them."""
+    logs = list[Path]()
+    if (sweep_dir / ".submitit").is_symlink():  # it leads to logs of somebody else
+        return logs
+    for stem in (job_id, f"local_{num}"):
         logs += sorted((sweep_dir / ".submitit").glob(f"{stem}/*_log.err")) if stem else []
         logs += sorted((sweep_dir / ".submitit").glob(f"*/{stem}_*_log.err")) if stem else []
+    return list(dict.fromkeys(logs))
+
+
+def tracebacks(sweep_dir: Path, point: Point) -> list[tuple[str, str]]:
+    """Return (log file, its last traceback) for train.log and the logs of the ranks that hold one."""
+    logs = [point.folder / "train.log", *rank_logs(sweep_dir, point.job_id, point.num)]
     found = {}
     for log in logs:
         text = tail(log)

@@ -5,6 +5,7 @@ points and how they were launched, `<num>/` is the run directory of a point with
 code that will run it, `.submitit/` the log of every rank. A sweep that ran in one process has no `sweep.json`.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,14 @@ from typing import Any
 
 from sftlab.common import run_directory
 from sftlab.common.files import read_json, write_json
+from sftlab.common.renamed import in_todays_names
+from sftlab.common.secrets import strike_values
+from sftlab.common.squeue import Job
 from sftlab.launchers.launcher import Points
-from sftlab.launchers.squeue import Job
 from sftlab.sweeps.points import Point, numbered, read_point
 
 FILE = "sweep.json"
+COMPARISON = "sftlab.compare"  # the task of runs that were not launched together
 STORED = ("cwd", "command", "launcher", "task", "name", "created")
 
 
@@ -42,11 +46,15 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> "Sweep":
-        """Return the sweep in a directory, without a look at its points. Raises: ValueError if it holds no sweep."""
+        """Return the sweep in a directory, without a look at its points.
+
+        Raises: ValueError if it holds no sweep, or if its record is none: it may be somebody else's.
+        """
         if not folder.is_dir():
             raise ValueError(f"dir={folder}: no such folder; expected a sweep's, as sweeps/<name>/<time>")
-        record = read_json(folder / FILE)
+        record = in_todays_names(read_json(folder / FILE))
         if record:
+            refuse_shape(record, folder / FILE)
             return cls(
                 folder, **{key: record[key] for key in STORED if key in record}, entries=record.get("points", ())
             )
@@ -59,10 +67,15 @@ class Sweep:
         """Whether Optuna proposed the points."""
         return (self.folder / "optuna.jsonl").exists()
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether the points were launched as a sweep; else they are runs that somebody compares."""
+        return self.task != COMPARISON
+
     def write(self) -> None:
         """Write sweep.json whole: a reader sees the old one or the new one."""
         record = {key: getattr(self, key) for key in STORED} | {"points": list(self.entries)}
-        write_json(self.folder / FILE, record, indent=1)
+        write_json(self.folder / FILE, strike_values(record), indent=1)
 
     def with_points(self, points: Sequence[tuple[int, Sequence[str], Mapping[str, Any]]]) -> "Sweep":
         """Write the directories of new points (number, overrides, config), and return the sweep with them.
@@ -127,3 +140,30 @@ class Sweep:
     def chosen(self, point: Point) -> dict[str, str]:
         """Return a point's values of what was swept."""
         return {name: point.settings.get(name, "") for name in self.swept}
+
+
+def refuse_shape(record: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError if a record is none that we wrote: a point lies in the sweep's own folder, a job has an id."""
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(f"{file}: {what}; this is not the record of a sweep")
+
+    for key in ("cwd", "task", "name", "created"):
+        if not isinstance(record.get(key, ""), str) or not record.get(key, "").isprintable():
+            raise wrong(f"{key}={record[key]!r}")
+    if not isinstance(record.get("launcher", {}), Mapping):
+        raise wrong(f"launcher={record['launcher']!r}")
+    if not isinstance(record.get("command", []), list) or not isinstance(record.get("points", []), list):
+        raise wrong("command and points are no lists")
+    for entry in record.get("points", []):
+        if not isinstance(entry, Mapping) or type(entry.get("num")) is not int or entry["num"] < 0:
+            raise wrong(f"points has {entry!r}")
+        if not re.fullmatch(r"[\w-][\w.-]*", str(entry.get("run_dir"))):
+            raise wrong(f"point {entry['num']} has run_dir={entry.get('run_dir')!r}, which is no folder in the sweep")
+        job = str(entry.get("job_id"))
+        if (
+            isinstance(entry.get("job_id"), Mapping) or not job.isprintable() or re.search(r"^[-.]|[/\\*?\[\]]", job)
+        ):  # logs are found by it, and SLURM gets it
+            raise wrong(f"point {entry['num']} has job_id={entry.get('job_id')!r}")
+        if not all(isinstance(override, str) for override in entry.get("overrides", [])):
+            raise wrong(f"point {entry['num']} has overrides that are no texts")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -20,8 +20,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
-from sftlab.common.files import read_json
+from sftlab.common.files import open_plain, read_json
 from sftlab.common.metrics import lower_is_better
+from sftlab.common.values import Bounds, Count
+from sftlab.common.words import plain
 from sftlab.launchers.launcher import Launcher
 from sftlab.sweeps.points import series
 from sftlab.sweeps.record import Sweep
@@ -36,14 +38,14 @@ FAILED_IN_A_ROW = 5  # failed trials; after so many the fault is not theirs
 class Settings:
     """What `sweeper.` takes, and the two of `trainer.` that pruning depends on."""
 
-    num_trials: int
-    parallel_trials: int
+    num_trials: Count
+    parallel_trials: Count
     metric: str
     seed: int
-    startup_trials: int
-    pruner: str | None
-    min_steps: int | None
-    reduction_factor: int
+    startup_trials: Count
+    pruner: Literal["hyperband"] | None
+    min_steps: Count | None
+    reduction_factor: Annotated[int, Bounds(least=2)]
     eval_every: int
     max_steps: int | None
 
@@ -90,7 +92,7 @@ class Search:
         launcher: Launcher,
         code: Path,
         make_point: MakePoint,
-        say: Callable[[str], None] = lambda text: print(text, flush=True),
+        say: Callable[[str], None] = lambda text: print(plain(text), flush=True),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep = sweep
@@ -111,6 +113,7 @@ class Search:
         The state of the sampler is not stored, so the seed depends on the number of trials; else a restarted driver
         would draw the same proposals again.
         """
+        open_plain(self.folder / JOURNAL, "a").close()  # Optuna would append through a link
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         lower = lower_is_better(self.settings.metric)
         made = optuna.create_study(
@@ -162,11 +165,9 @@ class Search:
                 continue
             num, pruned = frozen.number, bool(frozen.user_attrs.get("pruned"))
             self.running[num] = Running(trial, set(frozen.intermediate_values), pruned)
-            known = num in {entry["num"] for entry in self.sweep.entries}
-            if not known or not (self.folder / str(num) / "config.yaml").exists():
-                self.write_point(num, self.overrides(frozen.params))
             status = read_json(self.folder / str(num) / "summary.json").get("status")
             if not self.alive(num) and status not in ("finished", "failed") and not pruned:
+                self.write_point(num, self.overrides(frozen.params))  # what runs is composed here, not what lay there
                 self.say(f"trial {num}  started again")
                 self.start(num)
 
@@ -222,7 +223,7 @@ class Search:
         if not summary and time.monotonic() - live.ended_s < self.launcher.late_s:
             return
         del self.running[num]
-        value = summary.get("last", {}).get(self.settings.metric)
+        value = {**summary.get("last", {}), **summary.get("model", {})}.get(self.settings.metric)
         if summary.get("status") == "finished" and value is not None:
             self.study.tell(live.trial, value)
             self.failed_in_a_row = 0
@@ -264,7 +265,7 @@ class Search:
 @contextmanager
 def only_driver(folder: Path) -> Iterator[None]:
     """Lock the search for this process. Raises: ValueError if another process on this machine drives it."""
-    with (folder / ".search.lock").open("w") as file:
+    with open_plain(folder / ".search.lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

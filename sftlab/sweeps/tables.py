@@ -53,7 +53,7 @@ def ranking(sweep: Sweep, groups: Sequence[Group], metric: str, score: str) -> T
             *(Text(value) for value in g.settings.values()),
             figure(g.mean),
             figure(g.deviation),
-            str(len(g.scored)) if g.complete else f"[red]{len(g.scored)} of {len(g.points)}[/]",
+            str(len(g.scored)) if g.complete else Text(f"{len(g.scored)} of {len(g.points)}", "red"),
             " ".join(str(p.num) for p in g.points),
         )
     return made
@@ -71,6 +71,11 @@ def importance(found: Importance, sweep: Sweep) -> list[str]:
     return lines
 
 
+def early(sweep: Sweep) -> list[str]:
+    """Return the lines on finished points that ended before their last step: where, and why."""
+    return [f"point {p.num} ended after step {p.max_steps}: {p.ended}" for p in sweep.points if p.ended_early]
+
+
 def failures(sweep: Sweep) -> list[str]:
     """Return the lines on points that did not finish: why, and where the log is."""
     lines = []
@@ -80,8 +85,8 @@ def failures(sweep: Sweep) -> list[str]:
             chosen = " ".join(f"{name}={value}" for name, value in sweep.chosen(p).items())
             lines.append(f"point {p.num}  {p.state}  {chosen or ' '.join(p.overrides)}")
             lines += [f"    {' '.join(why.split())[:400]}"] if why else []
-            if (p.folder / "train.log").exists():
-                lines.append(f"    {p.folder / 'train.log'}")
+            log = p.log or (p.folder / "train.log" if (p.folder / "train.log").exists() else None)
+            lines += [f"    {log}"] if log else []
     if lines:
         again = f"run them again with\n  python -m sftlab.sweep dir={sweep.folder} retry=failed"
         if sweep.is_search:

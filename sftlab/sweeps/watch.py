@@ -5,15 +5,15 @@ nothing in them.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
-from sftlab.launchers import squeue
+from sftlab.common import squeue
 from sftlab.sweeps import tables
-from sftlab.sweeps.points import Point
+from sftlab.sweeps.points import UNFINISHED
 from sftlab.sweeps.record import Sweep
 
 METRIC = "val/loss"
@@ -40,22 +40,25 @@ def watch(
     metric: str = METRIC,
     nums: Sequence[int] | None = None,
     planned: Sequence[Sequence[str]] = (),
+    fail_fast: bool = False,
 ) -> Sweep:
-    """Return the sweep once its points have ended. Show the table meanwhile, or print changes without a terminal."""
-    shown: dict[int, str] = {}
+    """Return the sweep once its points have ended. Show the table meanwhile, or print changes without a terminal.
+
+    With `fail_fast` the jobs of the others are cancelled once a point has failed.
+    """
     silent: dict[int, int] = {}
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Shown(console, metric) as shown:
         while True:
             try:
                 found = look(sweep_dir, nums, planned)
             except squeue.NoSlurm as error:  # a controller that restarts is away for minutes; the jobs carry on
-                live.update(str(error), refresh=True)
+                shown.live.update(str(error), refresh=True)
                 time.sleep(5 * POLL_S)
                 continue
-            if console.is_terminal:
-                live.update(tables.status(found, metric), refresh=True)
-            else:
-                say_changes(found.points, shown, console.print)
+            shown.show(found)
+            if fail_fast and any(p.state in UNFINISHED and p.state != "stopped" for p in found.points):
+                squeue.cancel([p.job_id for p in found.points if p.job_id and not p.ended])
+                fail_fast = False
             silent = {p.num: silent.get(p.num, 0) + 1 for p in found.points if p.state == "silent"}
             if all(
                 silent.get(p.num, squeue.FORGOTTEN_POLLS) >= squeue.FORGOTTEN_POLLS and p.ended for p in found.points
@@ -70,12 +73,38 @@ def watch(
     return found
 
 
-def say_changes(found: Sequence[Point], shown: dict[int, str], say: Callable[[str], None]) -> None:
-    """Say the state of every point that has changed since it was said last."""
-    for p in found:
-        if shown.get(p.num) != p.state:
-            shown[p.num] = p.state
-            say(f"point {p.num}  {p.state}")
+class Shown:
+    """The points of a sweep on a console: a live table on a terminal, elsewhere a line for each change of a state."""
+
+    def __init__(self, console: Console, metric: str = METRIC) -> None:
+        self.console = console
+        self.metric = metric
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+        self.states: dict[int, str] = {}
+        self.looked_s = -POLL_S
+
+    def __enter__(self) -> "Shown":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, found: Sweep) -> None:
+        """Show the sweep as it is now."""
+        if self.console.is_terminal:
+            self.live.update(tables.status(found, self.metric), refresh=True)
+            return
+        for p in found.points:
+            if self.states.get(p.num) != p.state:
+                self.states[p.num] = p.state
+                self.console.print(f"point {p.num}  {p.state}")
+
+    def look(self, sweep_dir: Path, nums: Sequence[int]) -> None:
+        """Look at the sweep, unless the last look was less than POLL_S seconds ago."""
+        if time.monotonic() - self.looked_s >= POLL_S:
+            self.show(look(sweep_dir, nums))
+            self.looked_s = time.monotonic()
 
 
 def failures(found: Sweep) -> str:

@@ -3,23 +3,27 @@
 Only rank 0 prints; the console of another rank is quiet.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sftlab.common.files import open_plain, spared_by_a_full_disk
 from sftlab.common.secrets import strike
-from sftlab.common.words import duration, end_of, one_line
+from sftlab.common.terminal import Terminal
+from sftlab.common.words import duration, end_of, one_line, plain
 
 if TYPE_CHECKING:  # it imports torch
     from sftlab.training.validation import Sample
 
 SHOWN_SAMPLES = 3
+SHORT_RUN = 200  # steps: outside of a terminal a longer run prints a line every 10 s at most, after an hour every 30 s
+BAR_COLUMNS = 16
 
 
 class Console:
@@ -27,9 +31,10 @@ class Console:
 
     def __init__(self, max_steps: int, log: Path | None, quiet: bool = False) -> None:
         self.max_steps = max_steps
-        self.terminal = Terminal(quiet=quiet, highlight=False, soft_wrap=True)
-        self.log = log.open("a", encoding="utf-8") if log else None
+        self.terminal = Terminal(quiet=quiet, soft_wrap=True)
+        self.log = open_plain(log, "a") if log else None
         self.first: tuple[int, float] | None = None
+        self.printed_s = -math.inf
         self.before: Mapping[str, float] | None = None
         self.first_samples: dict[str, Sample] = {}
         self.last_samples: Sequence[Sample] = ()
@@ -43,6 +48,11 @@ class Console:
             text, markup=False, soft_wrap=not self.terminal.is_terminal
         )  # wrap at words on a terminal, keep whole lines elsewhere
         self._write(text)
+
+    def working(self, text: str) -> None:
+        """Show on a terminal what is going on, until the next line."""
+        if self.live.is_started:
+            self.live.update(Text(text, style="cyan", overflow="ellipsis", no_wrap=True))
 
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
         """Show what will run: a table on a terminal, one line per fact elsewhere."""
@@ -59,7 +69,7 @@ class Console:
         self._write(plain)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a logged step: one live line on a terminal, one line per step elsewhere."""
+        """Show a logged step: a bar on a terminal, a line elsewhere. A long run's lines are seconds apart."""
         now_s = time.perf_counter()
         self.first = self.first or (step, now_s)
         first_step, first_s = self.first
@@ -69,14 +79,28 @@ class Console:
             f"norm {values['train/grad_norm']:.2f}  {values['perf/examples_per_s']:.1f} examples/s  "
             f"{values['perf/tokens_per_s']:,.0f} tokens/s"
             + (f"  MFU {values['perf/mfu']:.1%}" if "perf/mfu" in values else "")
-            + f"  {duration(left_s)} left"
         )
-        if self.live.is_started and step < self.max_steps:  # the last line stays
-            self.live.update(Text(line, style="cyan", overflow="ellipsis", no_wrap=True))
+        ends = step >= self.max_steps
+        if self.live.is_started and not ends:  # the last line stays
+            full = BAR_COLUMNS * step // self.max_steps
+            bar = "━" * full + "─" * (BAR_COLUMNS - full)
+            shown = Text(f"{duration(left_s)} left  {bar}  {line}", style="cyan", overflow="ellipsis", no_wrap=True)
+            self.live.update(shown)
+        apart_s = 0.0 if self.max_steps <= SHORT_RUN else 10.0 if now_s - first_s < 3600 else 30.0
+        if not ends and now_s - self.printed_s < apart_s:
+            return
+        self.printed_s = now_s
+        line += f"  {duration(left_s)} left"
+        if self.live.is_started and not ends:
             self._write(line)
         else:
             self.live.update("")
             self.say(line)
+
+    def recall(self, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
+        """Take what the run scored before training, so that a resumed run shows that as its 'before'."""
+        if scores:
+            self.before, self.first_samples = dict(scores), {s.id: s for s in samples}
 
     def evaluation(self, step: int, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
         """Show scores, next to those of the first evaluation if it was earlier; remember the samples."""
@@ -106,10 +130,12 @@ class Console:
         if self.live.is_started:
             self.live.stop()
         if self.log:
-            self.log.close()
+            with spared_by_a_full_disk():
+                self.log.close()
             self.log = None
 
     def _write(self, text: str) -> None:
         if self.log:
-            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {strike(text)}\n")
-            self.log.flush()
+            with spared_by_a_full_disk():
+                self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain(strike(text))}\n")
+                self.log.flush()

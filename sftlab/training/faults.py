@@ -14,6 +14,7 @@ LOST = (
     "Socket closed",
     "remote process exited",
 )
+FOREIGN_BYTES = 1 << 30  # a CUDA context of one's own takes about 0.5 GiB
 
 
 class NonFinite(ArithmeticError):
@@ -53,8 +54,30 @@ def memory_for(batch: Batch) -> Iterator[None]:
         raise OutOfMemory(
             f"out of memory with a microbatch of {rows} rows of {length} tokens, {len(batch.at)} predictions. Lower "
             "trainer.rows_per_microbatch (slower, the same mathematics), data.row_length (not below the longest "
-            "example) or data.max_length; trainer.activation_checkpointing=true also helps"
+            "example) or data.max_length; trainer.activation_checkpointing=full also helps"
+            + others(batch.tokens.device)
         ) from error
+
+
+def others(device: torch.device) -> str:
+    """Return a sentence on the memory that other processes hold on this GPU; nothing if they hold little."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    held = total - free - torch.cuda.memory_reserved(device)
+    if held < FOREIGN_BYTES:
+        return ""
+    return (
+        f". Other processes hold {held / 2**30:.1f} of this GPU's {total / 2**30:.1f} GiB (nvidia-smi lists them): "
+        "choose a free GPU with CUDA_VISIBLE_DEVICES"
+    )
+
+
+def is_compile_error(error: Exception) -> bool:
+    """Return whether an error comes from torch.compile or Triton, and not from the code that they compile."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException) or type(error).__module__.startswith("triton")
 
 
 @contextmanager

@@ -9,15 +9,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from sftlab.parallel.world import World
 
-STOPPED = 75  # EX_TEMPFAIL: saved but not finished, so worth another try
+STOPPED = os.EX_TEMPFAIL  # 75: saved but not finished, so worth another try
 # In rising order: if ranks got different signals, the greatest counts.
-CAUSES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# SIGHUP comes from a terminal or a pipe that was closed (common/hangup.py).
+CAUSES = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2)
 SAME_CTRL_C_S = 1.0  # torchrun passes on a Ctrl-C that the terminal may have given to every process already
 REQUEUE_WAIT_S = 60.0
 
@@ -25,7 +27,8 @@ REQUEUE_WAIT_S = 60.0
 class StopSignal:
     """Whether this run was told to stop. `with` installs it on the main thread and restores the handlers after.
 
-    `go_on` is the command that resumes the run, shown to people.
+    `go_on` is the command that resumes the run, shown to people. Only steps are worth waiting for: a Ctrl-C outside of
+    `steps` raises KeyboardInterrupt at once, because nothing would be lost.
     """
 
     def __init__(self, world: World, go_on: str) -> None:
@@ -33,10 +36,13 @@ class StopSignal:
         self.go_on = go_on
         self.noted = 0  # 1 + the index in CAUSES; 0 for none
         self.interrupted_s = 0.0
+        self.stepping = False
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self.previous = {cause: signal.signal(cause, self._note) for cause in CAUSES}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        noticed = [cause for cause in CAUSES if not (nohup and cause == signal.SIGHUP)]
+        self.previous = {cause: signal.signal(cause, self._note) for cause in noticed}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -45,6 +51,11 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
+        if number == signal.SIGINT and not self.stepping:
+            if now_s - self.interrupted_s > SAME_CTRL_C_S:
+                self.interrupted_s = now_s
+                raise KeyboardInterrupt
+            return
         if number == signal.SIGINT:
             if self.interrupted_s and now_s - self.interrupted_s > SAME_CTRL_C_S:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -52,8 +63,18 @@ class StopSignal:
             if not self.interrupted_s:
                 self.interrupted_s = now_s
                 if self.world.is_main:  # print itself may be what was interrupted
-                    os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
+                    with suppress(OSError):  # a terminal that is gone
+                        os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
         self.noted = max(self.noted, 1 + CAUSES.index(signal.Signals(number)))
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Let a Ctrl-C wait for the end of a step inside this context."""
+        self.stepping = True
+        try:
+            yield
+        finally:
+            self.stepping = False
 
     def agreed(self) -> bool:
         """Return on every rank whether any was told to stop: one small all-reduce on the host, at a step boundary."""

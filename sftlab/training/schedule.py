@@ -6,27 +6,35 @@ after that, and would reach `final_ratio` on the step after the last: no update 
 """
 
 import math
+from typing import Annotated
+
+from sftlab.common.values import Bounds, Share
+
+Steps = Annotated[
+    int,
+    Bounds(least=0, note="it counts optimiser steps. A share of them (warmup_ratio elsewhere) times trainer.max_steps"),
+]
 
 
-def constant(step: int, total_steps: int, *, warmup_steps: int = 0) -> float:
+def constant(step: int, total_steps: int, *, warmup_steps: Steps = 0) -> float:
     """Return 1 after the warm-up."""
     return _warmup(step, warmup_steps)
 
 
-def linear(step: int, total_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
+def linear(step: int, total_steps: int, *, warmup_steps: Steps = 0, final_ratio: Share = 0.0) -> float:
     """Return a straight line from 1 after the warm-up to `final_ratio` at the end."""
     done = _progress(step, warmup_steps, total_steps)
     return _warmup(step, warmup_steps) * (1 + (final_ratio - 1) * done)
 
 
-def cosine(step: int, total_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
+def cosine(step: int, total_steps: int, *, warmup_steps: Steps = 0, final_ratio: Share = 0.0) -> float:
     """Return half a cosine from 1 after the warm-up to `final_ratio` at the end."""
     done = _progress(step, warmup_steps, total_steps)
     return _warmup(step, warmup_steps) * (final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def wsd(
-    step: int, total_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0, decay_ratio: float = 0.2
+    step: int, total_steps: int, *, warmup_steps: Steps = 0, final_ratio: Share = 0.0, decay_ratio: Share = 0.2
 ) -> float:
     """Return warm-up, stable, decay: 1 until the last `decay_ratio` of the steps, then a line to `final_ratio`.
 
@@ -38,8 +46,6 @@ def wsd(
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    if warmup_steps < 0:
-        raise ValueError(f"schedule.warmup_steps={warmup_steps}: expected a number of steps, 0 for none")
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 

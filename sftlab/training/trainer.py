@@ -8,9 +8,10 @@ is all examples of a step, on all ranks. The objective, over all microbatches an
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +21,28 @@ from torch.optim import Optimizer
 
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.common.metrics import Metrics
-from sftlab.data.batch import Batch
+from sftlab.data.batch import Batch, on_device
 from sftlab.data.loader import Loader, Step
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World, local_part
+from sftlab.training.arriving import Arriving, send
 from sftlab.training.console import Console
+from sftlab.training.ending import Ending
 from sftlab.training.faults import NonFinite, memory_for, shown
+from sftlab.training.garbage import collected_between_steps
+from sftlab.training.optim import set_lr
 from sftlab.training.preempt import StopSignal
 from sftlab.training.settings import TrainerSettings
 from sftlab.training.throughput import Throughput
-from sftlab.training.validation import Evaluator, Sample, markdown
+from sftlab.training.validation import Evaluator, Sample
+
+
+class Launched(NamedTuple):
+    """A step that the device may still be working on."""
+
+    step: int
+    data: Step
+    values: Arriving
 
 
 @dataclass(kw_only=True)
@@ -47,8 +60,10 @@ class Trainer:
     throughput: Throughput
     world: World
     settings: TrainerSettings
-    max_steps: int
+    ending: Ending
     stop: StopSignal
+    warm_up: Callable[[], None]
+    around: Callable[[Iterator[Step]], Iterator[Step]]  # looks at a run from around its steps: where time goes
     base_lrs: list[float] = field(init=False)  # of each parameter group; the schedule is a factor on them
     spent_s: float = field(init=False, default=0.0)
     began_s: float = field(init=False, default=0.0)
@@ -56,99 +71,105 @@ class Trainer:
     skipped: list[dict[str, Any]] = field(
         init=False, default_factory=list
     )  # steps that trainer.skip_nonfinite left out
+    launched: deque[Launched] = field(init=False, default_factory=deque)  # steps whose numbers nobody has read yet
+    lag: int = field(init=False)  # steps that the host may launch before it reads the numbers of an earlier one
 
     def __post_init__(self) -> None:
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.lag = 1 if self.world.device.type == "cuda" else 0
 
     def fit(self) -> float:
-        """Train from the newest checkpoint, or step 0, to `max_steps`; return the validation (or training) loss."""
+        """Train from the newest checkpoint, or step 0, to the end; return the validation (or training) loss."""
         first = 1 + self.resume()
-        self.warm_up(first)
+        if not self.ending.reached(first - 1):
+            self.warm_up()
         if first == 1:
             self.evaluate(0)
             self.began_s = time.perf_counter()
-        for step, data in enumerate(self.loader.steps(first, self.max_steps), first):
-            values = self.train_step(step, data)
-            stopping = self.stop.agreed()
-            if self.due(step, self.settings.log_every):
-                self.metrics.write_numbers(step, self.time_s, {**values, **self.throughput.take_rates()})
-                self.console.step(step, self.metrics.last)
-            if self.due(step, self.settings.eval_every):
-                self.evaluate(step)
-            if stopping or self.due(step, self.settings.save_every):
-                self.checkpoints.save(step, self.scorer, self.optimizer, self.progress(step))
-            if stopping:
-                self.checkpoints.wait()
-                self.stop.leave(self.console.say)
-            self.checkpoints.check(self.settings.on_failed_save)
+        with self.stop.steps(), collected_between_steps() as garbage:
+            for step, data in enumerate(self.around(self.loader.steps(first, self.ending.last_step)), first):
+                self.launched.append(Launched(step, data, self.train_step(step, data)))
+                stopping = self.stop.agreed()
+                self.ending.look_at_clock(step, self.time_s, self.checkpoints.took_s)
+                evaluating = self.due(step, self.settings.eval_every)
+                reading = stopping or evaluating or self.due(step, self.settings.save_every)
+                self.read_steps(leave=0 if reading else self.lag)
+                if evaluating:
+                    self.evaluate(step)  # which may make this step the last
+                if stopping or self.due(step, self.settings.save_every) or self.ending.saves(step):
+                    self.checkpoints.save(step, self.scorer, self.optimizer, self.progress(step))
+                if stopping:
+                    self.checkpoints.wait()
+                    self.stop.leave(self.console.say)
+                self.checkpoints.check(self.settings.on_failed_save)
+                garbage.between_steps(step)
+                if self.ending.reached(step):
+                    break
         self.checkpoints.wait()
         self.checkpoints.check("stop")  # without the last checkpoint there is no model to export
         last = self.metrics.last
         return self.world.broadcast(last.get("val/loss", last.get("train/loss", math.nan)))
 
-    def train_step(self, step: int, data: Step) -> dict[str, float]:
-        """Make one optimiser update.
+    def train_step(self, step: int, data: Step) -> Arriving:
+        """Make one optimiser update; return its loss and gradient norm. Nothing here waits for the device.
 
         FSDP averages gradients over ranks, so the local sum is scaled by the number of ranks to make that a sum
-        (`set_gradient_divide_factor(1.0)` would too, but fails on gloo).
+        (`set_gradient_divide_factor(1.0)` would too, but fails on gloo). The ranks of a tensor group have the same sum.
         """
         nll = torch.zeros((), device=self.world.device)
-        scale = self.world.size / max(data.num_targets, 1.0)
-        for i, batch in enumerate(data.microbatches):
-            self.scorer.set_requires_gradient_sync(i == len(data.microbatches) - 1)  # type: ignore[operator]
-            nll += self.backward(batch, scale)
-        norm = clip_gradients(self.scorer, self.settings.clip_grad_norm, self.world)
-        loss = (self.world.sum(nll) / max(data.num_targets, 1.0)).item()
-        factor = self.schedule(step)
+        targets = max(data.num_targets, 1.0)
+        for i, batch in enumerate(on_device(data.microbatches, self.world.device), 1):
+            self.scorer.set_requires_gradient_sync(i == len(data.microbatches))  # type: ignore[operator]
+            nll += self.backward(batch, self.world.data_size / targets)
+        squares = squared_norm(self.scorer).to(self.world.device)  # offloaded gradients lie on the host
+        nll, squares = self.world.sum(torch.stack([nll.double() / self.world.tensor, squares])).unbind()
+        loss, norm = nll / targets, squares.sqrt()
+        if self.settings.clip_grad_norm is not None:
+            scale_down(self.scorer, self.settings.clip_grad_norm, norm)
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base_lr * factor
-        if math.isfinite(loss + norm):
-            self.optimizer.step()
-        else:
-            self.skip(step, loss, norm, data)
+            set_lr(group, base_lr * self.schedule(step))
+        update(self.optimizer, finite=torch.isfinite(loss + norm))
         self.optimizer.zero_grad(set_to_none=True)
-        self.throughput.add(data)
-        return {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/lr": self.base_lrs[0] * factor,
-            "train/examples": data.num_examples,
-            "train/targets": data.num_targets,
-        }
+        return send(("train/loss", "train/grad_norm"), (loss, norm))
 
     def backward(self, batch: Batch, scale: float) -> Tensor:
         """Add the gradients of one microbatch; return its sum of weight * nll."""
         with memory_for(batch):
-            score = self.scorer(batch.to(self.world.device))
+            score = self.scorer(batch)
             (score.nll * scale).backward()
         return score.nll.detach()  # type: ignore[no-any-return]
 
+    def read_steps(self, leave: int) -> None:
+        """Record the steps that were launched, all but the newest `leave`: reading waits until the device is there."""
+        while len(self.launched) > leave:
+            step, data, arriving = self.launched.popleft()
+            values = arriving.read()
+            if not math.isfinite(values["train/loss"] + values["train/grad_norm"]):
+                self.skip(step, values["train/loss"], values["train/grad_norm"], data)
+            self.throughput.add(data)
+            if self.due(step, self.settings.log_every):
+                values["train/lr"] = self.base_lrs[0] * self.schedule(step)
+                values |= {"train/examples": data.num_examples, "train/targets": data.num_targets}
+                self.metrics.write_numbers(step, self.time_s, {**values, **self.throughput.take_rates()})
+                self.console.step(step, self.metrics.last)
+
     def skip(self, step: int, loss: float, norm: float, data: Step) -> None:
-        """Record a step whose update is left out. Raises: NonFinite if no more may be."""
+        """Record a step whose update was left out. Raises: NonFinite if no more may be."""
         ids = [self.loader.examples[int(i)].id for i in data.indices]
         if len(self.skipped) >= self.settings.skip_nonfinite:
             raise NonFinite(step, loss, norm, ids, len(self.skipped))
         self.skipped.append({"step": step, "examples": ids})
         self.console.say(f"step {step}: skipped, loss {loss}, gradient norm {norm}; examples: {shown(ids)}")
 
-    def warm_up(self, first: int) -> None:
-        """Run the largest microbatch once with weights of 0 and discard its gradients: memory runs out now or never.
-
-        Only on CUDA, where the device's memory is the limit. On a CPU this would cost the demo seconds.
-        """
-        if self.world.device.type == "cuda" and first <= self.max_steps:
-            batch = self.loader.largest()
-            self.scorer.set_requires_gradient_sync(True)  # type: ignore[operator]
-            self.backward(replace(batch, weight=torch.zeros_like(batch.weight)), 1.0)
-            self.optimizer.zero_grad(set_to_none=True)
-
     def resume(self) -> int:
         """Resume from the newest checkpoint; return its step, or 0 where there is none. Later metrics are deleted."""
         found = self.checkpoints.restore(self.scorer, self.optimizer)
         progress = found or {"step": 0, "time_s": 0.0, "skipped": []}
         self.spent_s, self.skipped = progress["time_s"], progress["skipped"]
+        self.ending.restore(progress)
         self.began_s = time.perf_counter()
         self.metrics.cut(progress["step"])
+        self.console.recall(*self.metrics.at_start(Sample))
         return int(progress["step"])
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -159,17 +180,19 @@ class Trainer:
             "time_s": self.time_s,
             "score": score if scored == step and math.isfinite(score) else None,
             "skipped": list(self.skipped),
+            "ending": self.ending.state(),
             "next": {"epoch": epoch, "step_in_epoch": window},  # for people: the plan is a function of the step
         }
 
     def due(self, step: int, every: int) -> bool:
         """Return whether something is due after this step: every `every` steps (0: never), and after the last."""
-        return step == self.max_steps or (every > 0 and step % every == 0)
+        return self.ending.reached(step) or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> None:
         """Run every evaluator and record what they found."""
         scores: dict[str, float] = {}
         samples: list[Sample] = []
+        began_s = time.perf_counter()
         with self.throughput.paused():
             for evaluator in self.evaluators:
                 found = evaluator()
@@ -177,11 +200,10 @@ class Trainer:
                 samples += found.samples
         if scores:
             self.metrics.write_numbers(step, self.time_s if step else 0.0, scores)
-            self.metrics.samples(step, samples)
             self.console.evaluation(step, scores, samples)
-        if samples:
-            self.metrics.write_text(step, "val/answers", markdown(samples))
+        self.metrics.write_answers(step, samples)
         self.scored = (step, scores.get("val/loss", math.nan))
+        self.ending.note_score(*self.scored, took_s=time.perf_counter() - began_s)
 
     @property
     def time_s(self) -> float:
@@ -189,20 +211,35 @@ class Trainer:
         return self.spent_s + time.perf_counter() - self.began_s
 
 
-def clip_gradients(scorer: Scorer, max_norm: float | None, world: World) -> float:
-    """Return the global norm of all gradients, over all ranks, and scale them down to `max_norm` if it is given.
+def update(optimizer: Optimizer, finite: Tensor) -> None:
+    """Make the optimiser's step if `finite`, a boolean on the device. Fused optimisers decide that on the device."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # the attribute that torch's GradScaler asks for
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite:
+        optimizer.step()
 
-    Squares are summed pairwise over the shards of a rank, then over ranks. `torch.linalg.vector_norm` sums naively on a
-    CPU: 7e-5 too small for 2 million elements and 1.5e-3 for 20 million, so that the norm depended on the sharding.
+
+def squared_norm(scorer: Scorer) -> Tensor:
+    """Return this rank's part of the squared norm of all gradients, float64; the ranks' parts add up to the whole.
+
+    On a CPU squares are summed pairwise. `torch.linalg.vector_norm` sums naively there: 7e-5 too small for 2 million
+    elements and 1.5e-3 for 20 million, so that the norm depended on the sharding. On CUDA it sums as a tree.
     """
-    parameters = [p for p in scorer.parameters() if p.grad is not None]
-    squares = torch.zeros((), dtype=torch.float64, device=world.device)
-    for gradient in [p.grad for p in parameters if p.grad is not None]:
-        squares += local_part(gradient).float().square().sum() / num_copies(gradient)
-    norm = world.sum(squares).sqrt()
-    if max_norm is not None:
-        clip_grads_with_norm_(parameters, max_norm, norm.float(), foreach=True)
-    return float(norm.item())
+    gradients = [p.grad for p in scorer.parameters() if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    parts = [local_part(g).float() for g in gradients]
+    if parts[0].device.type == "cuda":
+        squares = [norm.double().square() for norm in torch._foreach_norm(parts)]
+    else:
+        squares = [part.square().sum().double() for part in parts]
+    return torch.stack(list(torch._foreach_div(squares, [float(num_copies(g)) for g in gradients]))).sum()
+
+
+def scale_down(scorer: Scorer, max_norm: float, norm: Tensor) -> None:
+    """Scale all gradients so that their norm, which is `norm`, is at most `max_norm`."""
+    clip_grads_with_norm_([p for p in scorer.parameters() if p.grad is not None], max_norm, norm.float(), foreach=True)
 
 
 def num_copies(gradient: Tensor) -> int:

@@ -30,14 +30,6 @@ class Sample:
     references: tuple[str, ...]
 
 
-def markdown(samples: Sequence[Sample]) -> str:
-    """Return samples as a Markdown table."""
-    rows = [(s.prompt, s.answer, " / ".join(s.references)) for s in samples]
-    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
-    header = ["| prompt | answer | expected |", "| --- | --- | --- |"]
-    return "\n".join([*header, *(f"| {' | '.join(c)} |" for c in cells)])
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Scores by name, and sampled generations where there are any."""
@@ -69,7 +61,7 @@ class LossEvaluator:
             for batch in arranged.microbatches:
                 score = self.scorer(batch.to(self.world.device))
                 sums += torch.stack([score.nll.double(), score.correct.double(), batch.weight.sum().to(sums)])
-        nll, correct, weight = self.world.sum(sums).tolist()
+        nll, correct, weight = self.world.sum(sums / self.world.tensor).tolist()
         loss, accuracy = (nll / weight, correct / weight) if weight else (math.nan, math.nan)
         return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": accuracy})
 
@@ -88,8 +80,8 @@ class AnswerEvaluator:
     source: str = ""
 
     def __call__(self) -> Evaluation:
-        """Answer every example once, each on one rank."""
-        mine = self.examples[self.world.rank :: self.world.size]
+        """Answer every example once, each on one rank, or on one tensor group."""
+        mine = self.examples[self.world.data_rank :: self.world.data_size]
         # A rank without an example answers one all the same. In the next backward FSDP gathers what ran last before
         # the forward: a rank on which nothing had run did not take part in that, and the others waited for ever.
         prompts = [e.tokens[: e.num_prompt] for e in mine or self.examples[:1]]
@@ -98,10 +90,13 @@ class AnswerEvaluator:
             Sample(e.id, self.generator.decode_text(e.tokens[: e.num_prompt]), answer, e.references)
             for e, answer in zip(mine, answers, strict=True)
         ]
-        gathered = sorted((s for part in self.world.gather(samples) for s in part), key=lambda s: s.id)
+        parts = self.world.gather(samples)[:: self.world.tensor]  # ranks of a tensor group have the same ones
+        gathered = sorted((s for part in parts for s in part), key=lambda s: s.id)
         scores = [self.score(s.answer, s.references) for s in gathered]
         prefix = f"{self.source}/" if self.source else ""
-        return Evaluation({prefix + name: float(np.mean([s[name] for s in scores])) for name in scores[0]}, gathered)
+        names = dict.fromkeys(name for s in scores for name in s)  # answers in words and tool calls have different ones
+        means = {prefix + name: float(np.mean([s[name] for s in scores if name in s])) for name in names}
+        return Evaluation(means, gathered)
 
 
 def sample(examples: Sequence[Example], num: int) -> list[Example]:

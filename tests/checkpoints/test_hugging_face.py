@@ -149,15 +149,6 @@ def test_a_checkpoint_without_a_generation_config_is_exported_too(left: Left, tm
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.temperature != 0.25
 
 
-def test_the_generation_config_of_the_base_goes_before_that_of_the_models_shape(one: Any, tmp_path: Path) -> None:
-    scorer = Scorer(tiny_llama(layers=1))
-    given = GenerationConfig(eos_token_id=[4, 5])
-    write_all_but_weights(scorer, byte_tokenizer(), tmp_path / "given", generation=given)
-    write_all_but_weights(scorer, byte_tokenizer(), tmp_path / "own")
-    found = [GenerationConfig.from_pretrained(tmp_path / name).eos_token_id for name in ("given", "own")]
-    assert found == [[4, 5], 1] and scorer.model.generation_config.eos_token_id == 1
-
-
 def test_parameters_are_counted_once_where_they_are_shared() -> None:
     tied, untied = (tiny_llama(tied=t, layers=1) for t in (True, False))
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32

@@ -404,7 +404,8 @@ def test_what_makes_a_checkpoint_whole_is_on_the_disk_when_it_is_told(
     checkpoints.save(1, *pair, {"score": None})
     checkpoints.wait()
     partial = tmp_path / ".step_00000001.partial"
-    assert synced[-2:] == [str(partial / "checkpoint.json"), str(tmp_path)]
+    inside = {str(partial / p.relative_to(tmp_path / "step_00000001")) for p in (tmp_path / "step_00000001").rglob("*")}
+    assert inside < set(synced) and synced[-2:] == [str(partial), str(tmp_path)]  # the folder, and the rename
 
 
 def test_bytes_are_those_of_every_tensor_however_deep() -> None:

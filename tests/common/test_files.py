@@ -1,13 +1,22 @@
 """Files that are written whole, and readers of what may be torn."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sftlab.common.files import read_json, read_jsonl, read_yaml, to_yaml, write_json, write_jsonl, write_whole
+from sftlab.common.files import (
+    read_json,
+    read_jsonl,
+    read_yaml,
+    spared_by_a_full_disk,
+    to_yaml,
+    write_json,
+    write_jsonl,
+    write_whole,
+)
 
 
 def test_reading_skips_a_torn_last_line_and_empty_ones(tmp_path: Path) -> None:
@@ -49,16 +58,24 @@ def test_a_kill_before_the_end_leaves_what_was_there(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    original = Path.write_text
 
-    def half(self: Path, text: str, **settings: Any) -> int:
-        original(self, text[:1], **settings)
+    def killed_before(self: Path, target: Path) -> Path:
+        assert target == path and self.read_text()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(Path, "write_text", half)
+        killed.setattr(Path, "replace", killed_before)
         with pytest.raises(KeyboardInterrupt):
             write(path)
     assert path.read_text() == "old"
     write(path)
     assert path.read_text() != "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_only_a_full_disk_is_forgiven() -> None:
+    """A run that could not note that it was stopped left with a traceback, and SLURM did not requeue it."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.warns(UserWarning, match="the disk is full"), spared_by_a_full_disk():
+            raise OSError(number, "full")
+    with pytest.raises(PermissionError), spared_by_a_full_disk():
+        raise OSError(errno.EACCES, "not yours")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sftlab.common.metrics import Metrics, lower_is_better
-from sftlab.common.trackers import Tracker, no_trackers, tensorboard
+from sftlab.common.tracker import Tracker
 from tests.support import read_jsonl
 
 
@@ -24,17 +24,17 @@ class Heard(Tracker):
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def write_numbers(self, step: int, values: Any) -> None:
-        self.calls.append(("write", step, dict(values)))
+    def write_numbers(self, step: int, time_s: float, values: Any) -> None:
+        self.calls.append(("write", step, time_s, dict(values)))
 
-    def write_text(self, step: int, name: str, text: str) -> None:
-        self.calls.append(("text", step, name, text))
+    def write_answers(self, step: int, answers: Any) -> None:
+        self.calls.append(("answers", step, list(answers)))
 
     def cut(self, step: int) -> None:
         self.calls.append(("cut", step))
 
-    def close(self) -> None:
-        self.calls.append(("close",))
+    def close(self, status: str) -> None:
+        self.calls.append(("close", status))
 
 
 def test_a_line_holds_the_step_the_time_and_every_number_in_full(tmp_path: Path) -> None:
@@ -44,12 +44,14 @@ def test_a_line_holds_the_step_the_time_and_every_number_in_full(tmp_path: Path)
     metrics.write_numbers(4, 12.5, {"train/loss": third, "train/lr": 1e-300})
     assert read_jsonl(path) == [{"step": 4, "time_s": 12.5, "train/loss": third, "train/lr": 1e-300}], "at once"
     assert metrics.last == {"step": 4, "time_s": 12.5, "train/loss": third, "train/lr": 1e-300}
-    metrics.write_text(4, "val/answers", "| a |")
-    metrics.close()
+    metrics.write_answers(4, [Answer("a", "b")])
+    metrics.write_answers(4, [])
+    metrics.close("stopped")
     assert tracker.calls == [
-        ("write", 4, {"train/loss": third, "train/lr": 1e-300}),
-        ("text", 4, "val/answers", "| a |"),
-        ("close",),
+        ("write", 4, 12.5, {"train/loss": third, "train/lr": 1e-300}),
+        ("answers", 4, [{"id": "a", "answer": "b"}]),
+        ("answers", 4, []),
+        ("close", "stopped"),
     ]
 
 
@@ -90,7 +92,7 @@ def five_steps(path: Path, trackers: Any = ()) -> Metrics:
     metrics = Metrics(path, trackers)
     for step in range(5):
         metrics.write_numbers(step, step * 2.0, {"val/loss": 5.0 - step, "val/f1": step / 10})
-        metrics.samples(step, [Answer(f"q{step}", "tea"), Answer("z", "für")])
+        metrics.write_answers(step, [Answer(f"q{step}", "tea"), Answer("z", "für")])
     return metrics
 
 
@@ -138,7 +140,7 @@ def test_what_a_run_knew_is_forgotten_when_it_is_cut(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing_and_remember_all_the_same(tmp_path: Path) -> None:
     metrics = Metrics(None)
     metrics.write_numbers(1, 1.0, {"val/loss": 2.0})
-    metrics.samples(1, [Answer("a", "b")])
+    metrics.write_answers(1, [Answer("a", "b")])
     metrics.cut(0)
     metrics.close()
     assert metrics.last["val/loss"] == 2.0 and metrics.best == {"val/loss": 2.0}
@@ -146,37 +148,13 @@ def test_other_ranks_write_nothing_and_remember_all_the_same(tmp_path: Path) -> 
 
 def test_samples_are_written_beside_the_numbers_each_with_its_step(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.samples(3, [])
+    metrics.write_answers(3, [])
     assert not (tmp_path / "samples.jsonl").exists()
-    metrics.samples(3, [Answer("a", "x"), Answer("b", "y")])
-    metrics.samples(6, [Answer("a", "z")])
+    metrics.write_answers(3, [Answer("a", "x"), Answer("b", "y")])
+    metrics.write_answers(6, [Answer("a", "z")])
     metrics.close()
     assert read_jsonl(tmp_path / "samples.jsonl") == [
         {"step": 3, "id": "a", "answer": "x"},
         {"step": 3, "id": "b", "answer": "y"},
         {"step": 6, "id": "a", "answer": "z"},
     ]
-
-
-@pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])
-def test_tensorboard_forgets_what_a_resume_makes_again(tmp_path: Path, step: int, kept: list[int]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (tracker,) = tensorboard(tmp_path)
-    for i in range(5):
-        tracker.write_numbers(i, {"val/loss": 5.0 - i})
-    tracker.write_text(1, "val/answers", "a *text*")
-    tracker.close()
-    (tracker,) = tensorboard(tmp_path)
-    tracker.cut(step)
-    tracker.write_numbers(7, {"val/loss": 0.5})
-    tracker.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("val/loss")] == [*((i, 5.0 - i) for i in kept), (7, 0.5)]
-    texts = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("val/answers/text_summary")]
-    assert texts == ["a *text*"], "TensorBoard itself forgets no texts"
-
-
-def test_no_tracker_is_an_option(tmp_path: Path) -> None:
-    assert list(no_trackers(tmp_path)) == [] and not list(tmp_path.iterdir())

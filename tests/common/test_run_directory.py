@@ -165,19 +165,27 @@ def leaves(node: Any, prefix: str = "") -> list[str]:
 # Written out by hand, apart from the source's own list: what decides the numbers that a run computes. A new key of the
 # config is in one of the two, or the next test fails.
 MATHEMATICS = (
-    "seed", "model._target_", "model.name_or_path", "model.learning_rate", "model.tokenizer", "model.init",
-    "model.revision", "model.architecture", "data._target_", "data.format", "data.path", "data.split", "data.subset",
-    "data.revision", "data.val_path", "data.val_split", "data.val_examples", "data.limit", "data.on_error",
+    "seed", "peft._target_", "peft.rank", "peft.alpha", "peft.dropout", "peft.targets", "peft.modules_to_save",
+    "peft.rslora", "peft.dora", "peft.quantize",
+    "model._target_", "model.name_or_path", "model.learning_rate", "model.tokenizer", "model.init",
+    "model.revision", "model.tokenizer_revision", "model.architecture", "model.add_tokens", "model.add_words",
+    "model.new_rows_from", "model.vocabulary_multiple", "data._target_", "data.format", "data.path",
+    "data.split", "data.subset", "data.revision", "data.val_path", "data.val_split", "data.val_examples",
+    "data.limit", "data.on_error", "data.control_tokens",
     "data.max_length", "data.overlong", "data.group_by_prefix", "data.shuffle", "data.sources", "data.weights",
     "optim", "schedule", "parallel._partial_", "parallel.param_dtype", "trainer._target_", "trainer.batch_size",
-    "trainer.epochs", "trainer.max_steps", "trainer.clip_grad_norm",
+    "trainer.epochs", "trainer.max_steps", "trainer.clip_grad_norm", "trainer.neftune_alpha",
 )  # fmt: skip
 WHERE_AND_HOW = (
     "run_dir", "name", "launcher", "sweeper", "tracker", "resume", "resume_despite_changes", "evaluation",
-    "parallel._target_", "parallel.replicate", "parallel.cpu_offload", "model.attention", "model.trust_remote_code",
-    "data.layout", "data.row_length", "data.num_workers", "trainer.rows_per_microbatch", "trainer.log_every",
+    "peft.learning_rate", "model.adapter_learning_rate",
+    "parallel._target_", "parallel.replicate", "parallel.tensor", "parallel.reshard_after_forward", "parallel.prefetch",
+    "parallel.cpu_offload", "model.attention", "model.trust_remote_code",
+    "data.layout", "data.row_length", "data.num_workers", "data.unknown",
+    "trainer.rows_per_microbatch", "trainer.log_every",
     "trainer.eval_every", "trainer.save_every", "trainer.keep_checkpoints", "trainer.on_failed_save",
     "trainer.skip_nonfinite", "trainer.compile", "trainer.activation_checkpointing", "trainer.deterministic",
+    "trainer.patience", "trainer.max_hours", "trainer.export", "trainer.profile",
 )  # fmt: skip
 
 
@@ -186,6 +194,14 @@ def put(config: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     first, _, rest = name.partition(".")
     inner = config.get(first)
     return {**config, first: put(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def test_keys_that_are_newer_than_a_run_are_what_it_did() -> None:
+    older = {"data": {"path": "a", "format": {"into": "x"}}}
+    newer = {"data": {"path": "a", "control_tokens": "count", "format": {"into": "x", "turns": "auto"}}}
+    assert run_directory.differences(older, newer) == {}
+    newer["data"]["control_tokens"] = "escape"
+    assert run_directory.differences(older, newer) == {"data.control_tokens": ("count", "escape")}
 
 
 def test_every_key_is_either_mathematics_or_free_to_change(model_folder: Path, squad_files: tuple[Path, Path]) -> None:

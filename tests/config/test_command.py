@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sftlab.assets import locate
-from sftlab.config import completion, errors, overrides, start
+from sftlab.config import completion, errors, overrides, start, unknown
 from sftlab.config.binding import check_node
 from tests.support import free_port
 
@@ -161,7 +161,7 @@ def test_errors_of_composition_are_one_line(given: Given, capfd: pytest.CaptureF
         ("launcher.nodes=2", "it belongs to launcher=slurm and launcher=slurm_a100"),
         ("schedule.decay_ratio=0.1", "it belongs to schedule=wsd"),
         ("sweeper.num_trials=3", "it belongs to sweeper=optuna"),
-        ("data.format.supervise=last", "it belongs to data=chat"),
+        ("data.format.supervise=last", "it belongs to data=chat and data=template"),
         ("data.weights={a:1}", "it belongs to data=mixture"),
         ("schedule.decay_rato=0.1", "did you mean schedule.decay_ratio?"),
         ("sweeper.n_trial=3", "did you mean sweeper.num_trials?"),
@@ -186,12 +186,12 @@ def test_a_key_of_another_option_says_whose_it_is(
     ],
 )
 def test_the_nearest_key_is_near(name: str, found: str) -> None:
-    assert errors.nearest(name, ["seed", "trainer.max_steps", "optim.betas", "optim.lr"]) == found
+    assert unknown.nearest(name, ["seed", "trainer.max_steps", "optim.betas", "optim.lr"]) == found
 
 
 def test_of_two_keys_with_one_name_the_first_is_meant() -> None:
-    assert errors.nearest("path", ["data.path", "model.path"]) == "did you mean data.path? "
-    assert errors.nearest("a.b.c.d.e.lenght", ["x.length", "y.length"]) == "did you mean x.length? "
+    assert unknown.nearest("path", ["data.path", "model.path"]) == "did you mean data.path? "
+    assert unknown.nearest("a.b.c.d.e.lenght", ["x.length", "y.length"]) == "did you mean x.length? "
 
 
 def test_a_constructor_that_takes_anything_binds_anything() -> None:
@@ -238,7 +238,7 @@ def test_all_ranks_of_a_start_have_rank_0s_time(monkeypatch: pytest.MonkeyPatch)
             start.agree_on_start_time(multirun=False)
             stamps[restart, rank] = os.environ[start.START_TIME]
     assert stamps["0", "0"] == stamps["0", "1"] != stamps["1", "0"] == stamps["1", "1"]
-    with pytest.raises(ValueError, match="use launcher=local without torchrun"):
+    with pytest.raises(ValueError, match="under torchrun or srun would run in every process"):
         start.agree_on_start_time(multirun=True)
     del store
 
@@ -269,6 +269,9 @@ def test_only_a_module_installs_our_completion(
     [
         ("python -m sftlab.evaluate lim", "python evaluate.py lim"),
         ("  venv/bin/python3.11  -m  sftlab.train x", "python train.py x"),
+        ("python -m sftlab train x", "python train.py x"),
+        ("sftlab preview x", "python preview.py x"),
+        ("/opt/bin/sftlab train ", "python train.py "),
         ("python -m other.train x", "python -m other.train x"),
         ("sftlab-train x", "sftlab-train x"),
     ],

@@ -94,7 +94,7 @@ def test_an_installed_option_is_shown_composed_and_bound(site: Path, tmp_path: P
 def test_an_installed_option_runs(site: Path, tmp_path: Path) -> None:
     typed = ("schedule=sawtooth", "schedule.floor=0.75", "optim.lr=0.008", "trainer.max_steps=2", "tracker=none")
     path = f"{REPO}{os.pathsep}{site}"
-    done = command("train", *typed, "run_dir=out", "evaluation.num_answers=0", cwd=tmp_path, PYTHONPATH=path)
+    done = command("train", *typed, "run_dir=out", "evaluation.num_answers=0", cwd=tmp_path, cold=True, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     lines = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     rates = {line["step"]: line["train/lr"] for line in lines if "train/lr" in line}

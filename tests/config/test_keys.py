@@ -27,8 +27,9 @@ from sftlab.config.overrides import inside
 from sftlab.config.start import START_TIME
 from sftlab.data.template import prepare_tokenizer
 from sftlab.parallel.world import world
-from sftlab.training.build import Run, build, component, preview_parts
+from sftlab.training.build import Run, build, component
 from sftlab.training.preempt import StopSignal
+from sftlab.training.rows import preview_parts
 from sftlab.training.run import run as run_config
 from tests.support import TEXT, byte_tokenizer, make_model_folder, read_jsonl
 
@@ -354,7 +355,7 @@ def test_the_models_own_switches_reach_it(tmp_path: Path, model_folder: Path, sq
         assert "CheckpointWrapper" not in names and not made.trainer.loader.row_layout.fixed_shapes
         assert made.trainer.loader.lengths is not None
         assert made.trainer.loader.lengths.tolist() == [len(e) for e in made.train]
-    with built(tmp_path / "recomputed", model_folder, squad_files, "trainer.activation_checkpointing=true") as made:
+    with built(tmp_path / "recomputed", model_folder, squad_files, "trainer.activation_checkpointing=full") as made:
         model = made.trainer.scorer.model
         assert all(type(block).__name__.endswith("CheckpointWrapper") for block in model.model.layers)
         assert all(block._compiled_call_impl is None for block in model.model.layers)
@@ -371,6 +372,7 @@ def test_the_models_own_switches_reach_it(tmp_path: Path, model_folder: Path, sq
                 "evaluation.num_answers=2",
                 "evaluation.batch_size=3",
                 "evaluation.max_new_tokens=7",
+                "evaluation.gather=false",
             ) as made,
         ):
             model = made.trainer.scorer.model
@@ -380,7 +382,7 @@ def test_the_models_own_switches_reach_it(tmp_path: Path, model_folder: Path, sq
             assert made.trainer.loader.row_layout.fixed_shapes
             assert torch.are_deterministic_algorithms_enabled()
             generator = made.trainer.evaluators[1].generator  # type: ignore[attr-defined]
-            assert (generator.batch_size, generator.max_new_tokens) == (3, 7)
+            assert (generator.batch_size, generator.max_new_tokens, generator.gather) == (3, 7, False)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -487,15 +489,15 @@ def test_rows_are_as_long_and_as_many_as_the_longest_example_asks(
     row = read_jsonl(squad_files[1])[0]
     long.write_text(json.dumps({**row, "context": row["context"] * 9}) + "\n")
     padded = row_layout("data.layout=padded")
-    assert (padded.row_length, padded.rows_per_microbatch, padded.fixed_shapes) == (128, 32, False)
-    assert (padded.pad_token, padded.rank, padded.num_ranks) == (2, 0, 1)
+    assert (padded.row_length, padded.rows_per_microbatch, padded.fixed_shapes) == (128, 6, False)
+    assert (padded.pad_token, padded.rank, padded.num_ranks) == (3, 0, 1)
     _, train_part, val, _, wider = parts("data.layout=padded", f"data.val_path={long}")
     longest = max(len(e) for e in val)
     assert wider.row_length == -(-longest // 128) * 128 > 128 > max(len(e) for e in train_part)
     tree = row_layout("trainer.compile=true")
     assert (tree.row_length, tree.rows_per_microbatch, tree.fixed_shapes) == (4096, 1, True)
     assert row_layout("data.row_length=640").row_length == 640
-    assert row_layout("data.row_length=640", "data.layout=padded").rows_per_microbatch == 6
+    assert row_layout("data.row_length=640", "data.layout=padded", "trainer.batch_size=9").rows_per_microbatch == 6
     longer = tmp_path / "longer.jsonl"
     longer.write_text(json.dumps({**row, "context": row["context"] * 90}) + "\n")
     shape = "{model_type:llama,vocab_size:320,max_position_embeddings:9999}"
@@ -529,7 +531,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(refused: 
     assert "has 320 tokens, the model embeds 319" in error
 
 
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end(
+def test_rows_are_padded_with_the_first_token_that_is_not_special(
     tmp_path: Path, model_folder: Path, squad_files: Files
 ) -> None:
     tokenizer = byte_tokenizer()
@@ -537,7 +539,7 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end(
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     config = composed(*settings((f"model.tokenizer={tmp_path / 'tokenizer'}",), model_folder, squad_files))
     made, _, _, _, row_layout = preview_parts(config, torch.device("cpu"))
-    assert made.pad_token_id is None and row_layout.pad_token == made.eos_token_id == 1
+    assert made.pad_token_id is None and made.all_special_ids == [0, 1] and row_layout.pad_token == 2
 
 
 # Several sources
@@ -625,12 +627,81 @@ def test_the_instructions_columns_typed_are_read(tmp_path: Path) -> None:
         tokenizer, 2048
     )[0]
     assert "Input" not in tokenizer.decode(example.tokens) and tokenizer.decode(example.tokens).endswith("z</s>")
-    wording = ("+data.format.with_input='{instruction}, {input}:'", "+data.format.without_input='{instruction}:'")
-    for more, prompt in ((), "x, y:"), (("data.format.input=null",), "x:"):
-        (example,) = component("data", composed("data=instruction", path, *wording, *more)["data"]).examples(
-            tokenizer, 2048
-        )[0]
+    both, alone = "data.format.with_input='{instruction}, {input}:'", "data.format.without_input='{instruction}:'"
+    for typed, prompt in ((both, alone), "x, y:"), ((alone, "data.format.input=null"), "x:"):
+        (example,) = component("data", composed("data=instruction", path, *typed)["data"]).examples(tokenizer, 2048)[0]
         assert tokenizer.decode(example.tokens) == f"<s>{prompt}z</s>"
+
+
+def test_the_names_of_columns_typed_are_read(tmp_path: Path) -> None:
+    row = {"passage": "Tea.", "frage": "Why?", "loesung": {"text": ["so"]}, "answers": 3}
+    path = lines(tmp_path / "squad.jsonl", row)
+    squad = ("data.format.columns.context=passage", "data.format.columns={question:frage,answers:loesung}")
+    assert learned("data=squad", path, *squad)[0][0] == " so</s>"
+    path = lines(tmp_path / "gsm.jsonl", {"question": "1?", "loesung": "so #### 1"})
+    assert learned("data=gsm8k", path, "data.format.columns.answer=loesung")[0][0] == " so #### 1</s>"
+    row = {"dialog": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "messages": "no"}
+    path = lines(tmp_path / "chat.jsonl", row)
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    chat = ("data=chat", f"data.format.template_path={mine}", "data.format.columns.messages=dialog")
+    assert learned(*chat, path)[0][0] == "b</s>"
+    path = lines(tmp_path / "rest.jsonl", {"p": "a", "c": "b", "prompt": "no", "key": "x", "completion": "no"})
+    for typed in (
+        ("data=prompt_completion", "data.format.columns={prompt: p, completion: c}"),
+        ("data=instruction", "data.format.columns={instruction: p, output: c}"),
+        ("data=text", "data.format.columns={text: c}"),
+    ):
+        assert learned(*typed, path)[0][0].endswith("b</s>")
+
+
+def test_keys_that_nobody_reads_are_counted_where_that_was_typed(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a", "mood": "sad"}, {"role": "assistant", "content": "b"}]
+    path = lines(tmp_path / "chat.jsonl", {"messages": turns})
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    chat = ("data=chat", f"data.format.template_path={mine}", path)
+    with pytest.raises(ValueError, match="message 1 has the key 'mood'"):
+        learned(*chat)
+    assert learned(*chat, "data.unknown=count")[0][0] == "b</s>"
+
+
+def test_a_wording_of_ones_own_is_made_of_columns(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "qa.jsonl", {"q": "Why?", "a": "So.", "s": "Be brief.", "frage": "Why?", "api": [{"name": "f"}]}
+    )
+    words = ("data=template", path, "data.format.prompt='Q: {q}, \\'x\\''", "data.format.completion=' {{ a }}'")
+    assert [text for text, _ in learned(*words)] == [" So.</s>"]
+    assert learned(*words, "data.format.group_chars=1")[0][1] != learned(*words, "data.format.group_chars=9")[0][1]
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ tools }}{{ mood }}{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}")
+    chat = ("data.format.into=chat", f"data.format.template_path={mine}", "data.format.tools=api")
+    assert learned(*words, *chat, "data.format.system='{s}'")[0][0] == " So.</s>"
+    both = (
+        "data.format.messages=[{role: user, content: '{q}'}, {role: assistant, content: '{a}'}, "
+        "{role: user, content: more}, {role: assistant, content: '{s}'}]"
+    )
+    listed = ("data=template", path, both, *chat)
+    assert learned(*listed)[0][0] == "So.</s>Be brief.</s>"
+    assert learned(*listed, "data.format.supervise=last", "data.format.columns={q: frage}")[0][0] == "Be brief.</s>"
+    assert [text for text, _ in learned(*listed, "data.format.turns=apart")] == ["So.</s>", "Be brief.</s>"]
+
+
+def test_a_conversation_of_ones_own_wording_is_worded_as_one_of_chat(tmp_path: Path) -> None:
+    path = lines(tmp_path / "qa.jsonl", {"q": "Why?", "a": "So."})
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(
+        "{{ strftime_now('%Y') }}{{ mood }}{% for m in messages %}[{{ m.role }}]"
+        "{% if m.thinking %}({{ m.thinking }}){% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    thought = "'<think>hm</think>{a}'"
+    turns = f"data.format.messages=[{{role: user, content: '{{q}}'}}, {{role: assistant, content: {thought}}}]"
+    data = ("data=template", path, "data.format.into=chat", f"data.format.template_path={mine}", turns)
+    assert learned(*data)[0][0] == "(hm)So.</s>"
+    assert learned(*data, "data.format.reasoning=drop")[0][0] == "So.</s>"
+    config = composed(*data, "data.format.date=2031-12-31", "data.format.template_kwargs={mood: glad}")
+    tokenizer, (example, *_), *_ = preview_parts(config, torch.device("cpu"))
+    assert "2031glad[user]Why?" in tokenizer.decode(example.tokens)
 
 
 def test_the_turns_and_the_template_typed_are_learned(tmp_path: Path) -> None:
@@ -641,6 +712,32 @@ def test_the_turns_and_the_template_typed_are_learned(tmp_path: Path) -> None:
     template = f"data.format.template_path={mine}"
     assert learned("data=chat", path, template)[0][0] == "ONE</s>TWO</s>"
     assert learned("data=chat", path, template, "data.format.supervise=last")[0][0] == "TWO</s>"
+
+
+def test_conversations_are_worded_as_typed(tmp_path: Path) -> None:
+    turns = [("user", "one?"), ("assistant", "ONE"), ("user", "two</s>?"), ("assistant", "TWO")]
+    messages: list[dict[str, str]] = [{"role": r, "content": c} for r, c in turns]
+    messages[1]["thinking"] = "hm"
+    path = lines(tmp_path / "chat.jsonl", {"messages": messages})
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(
+        "{{ strftime_now('%Y') }}{{ mood }}{% for m in messages %}[{{ m.role }}]{% if m.thinking %}({{ m.thinking }})"
+        "{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    data = ("data=chat", path, f"data.format.template_path={mine}")
+    assert learned(*data)[0][0] == "(hm)ONE</s>TWO</s>"
+    assert [text for text, _ in learned(*data, "data.format.turns=apart")] == ["(hm)ONE</s>", "TWO</s>"]
+    assert learned(*data, "data.format.reasoning=context")[0][0] == "ONE</s>TWO</s>"
+    assert learned(*data, "data.format.reasoning=drop")[0][0] == "ONE</s>TWO</s>"
+    with pytest.raises(ValueError, match="holds </s>, which is a control token"):
+        learned(*data, "data.control_tokens=error")
+    config = composed(*data, "data.format.date=2031-12-31", "data.format.template_kwargs={mood: glad}")
+    tokenizer, (example, *_), *_ = preview_parts(config, torch.device("cpu"))
+    assert "2031glad[user]one?" in tokenizer.decode(example.tokens)
+    with pytest.raises(ValueError, match=r"data\.format\.date=soon: expected YYYY-MM-DD"):
+        learned(*data, "data.format.date=soon")
+    with pytest.raises(ValueError, match=r"data\.control_tokens=no: expected one of count, error, escape"):
+        learned(*data, "data.control_tokens=no")
 
 
 def test_the_word_typed_is_learned_where_there_is_no_answer(tmp_path: Path) -> None:

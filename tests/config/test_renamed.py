@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from sftlab.common.renamed import KEYS, MOVED, in_todays_names
 from sftlab.common.run_directory import RunDirError, read_config
 from sftlab.config.binding import check, check_node
-from sftlab.config.errors import unknown_key
+from sftlab.config.unknown import unknown_key
 from tests.runs import Trouble, compose, measured, run_here
 
 Files = tuple[Path, Path]
@@ -36,11 +36,20 @@ def test_only_what_was_renamed_is_read_in_todays_names() -> None:
     }
 
 
+def test_a_split_that_counted_only_where_there_was_one_says_so_now() -> None:
+    data = {"_target_": "sftlab.data.dataset.Data", "path": "x.jsonl", "val_split": "validation", "subset": None}
+    assert in_todays_names({"data": data})["data"] == {**data, "val_split": "validation?"}
+    sources = {"a": {**data, "subset": "main"}, "b": {**data, "unknown": "error"}}
+    read = in_todays_names({"data": {"sources": sources}})["data"]["sources"]
+    assert (read["a"]["subset"], read["a"]["val_split"]) == ("main?", "validation?") and read["b"] == sources["b"]
+
+
 def in_yesterdays_names(folder: Path) -> None:
     """Rewrite a run's config with every name that an earlier version had for it."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     before = {new: old for old, new in MOVED.items()}
-    for node in ("optim", "schedule", "parallel", "tracker", "trainer", "evaluation"):
+    config["tracker"] = {"_target_": "sftlab.common.trackers.no_trackers", "_partial_": True}
+    for node in ("optim", "schedule", "parallel", "trainer", "evaluation"):
         config[node]["_target_"] = before[config[node]["_target_"]]
     config["evaluation"]["answers"] = config["evaluation"].pop("num_answers")
     config["resume_anyway"] = config.pop("resume_despite_changes")

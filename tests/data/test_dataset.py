@@ -76,7 +76,7 @@ def test_what_an_evaluation_reads() -> None:
 def test_what_an_evaluation_reads_of_files(tmp_path: Path) -> None:
     here, held = jsonl(tmp_path / "a.jsonl", 6, "mine"), jsonl(tmp_path / "b.jsonl", 4, "held")
     assert texts(data(here, val_path=str(held), limit=2).evaluated(TOK, 1000)) == numbered("held", 4)
-    assert texts(data(here, val_split="validation", limit=2).evaluated(TOK, 1000)) == numbered("mine", 6)
+    assert texts(data(here, val_split="validation?", limit=2).evaluated(TOK, 1000)) == numbered("mine", 6)
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{i}", "completion": " x"}) + "\n" for i in range(9)))
     _, val = data(path, val_examples=4).examples(TOK, 1000)
@@ -89,7 +89,7 @@ def test_what_an_evaluation_reads_of_files(tmp_path: Path) -> None:
         ({}, False),
         ({"val_path": "x.jsonl"}, True),
         ({"val_examples": 1}, True),
-        ({"val_split": "validation"}, True),
+        ({"val_split": "validation?"}, True),
     ],
 )
 def test_whether_there_is_validation_data(settings: dict[str, Any], has: bool, tmp_path: Path) -> None:
@@ -98,9 +98,21 @@ def test_whether_there_is_validation_data(settings: dict[str, Any], has: bool, t
     assert local.has_validation is (has and "val_split" not in settings), "a file has no splits"
 
 
-def test_a_file_is_not_split_by_val_split(tmp_path: Path) -> None:
-    train, val = data(jsonl(tmp_path / "a.jsonl", 4), val_split="validation").load(TOK)
+def test_a_file_is_not_split_by_val_split_and_refuses_one_that_must_be_there(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", 4)
+    train, val = data(path, val_split="validation?").load(TOK)
     assert len(train) == 4 and val is None
+    with pytest.raises(ValueError, match=r"data.val_split=validation: data.path=.*a.jsonl has no split validation"):
+        data(path, val_split="validation").load(TOK)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_subset_and_a_split_with_a_question_mark_are_asked_of_the_hub_without_it() -> None:
+    train, val = data("some/rows", subset="main?", val_split="validation?").load(TOK)
+    assert (texts(train), texts(val)) == (
+        numbered("some/rows main train None", 5),
+        numbered("some/rows main validation None", 3),
+    )
 
 
 def test_the_limit_is_of_training_rows_and_not_of_validation(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_squads_own_json_of_both_versions() -> None:
     first, second = (Squad().to_text(row) for row in Squad().rows(document))
     assert (first.id, first.completion, first.references) == ("1", " b", ("b", "A b"))
     assert (second.id, second.completion) == ("2", " unanswerable")
-    with pytest.raises(ValueError, match="this is not SQuAD"):
+    with pytest.raises(ValueError, match=r"this is not SQuAD"):
         Squad().rows({"rows": []})
 
 
@@ -187,10 +187,10 @@ def test_squads_f1_by_hand() -> None:
 def test_squads_group_is_its_passage_and_its_own_words_stand_for_no_answer() -> None:
     text = Squad(unanswerable="none").to_text({**SQUAD, "answers": {"text": []}})
     assert (text.group, text.completion, text.references) == ("A b c.", " none", ("none",))
-    with pytest.raises(ValueError, match="an answer is empty"):
+    with pytest.raises(ValueError, match=r"an answer is empty"):
         Squad().to_text({**SQUAD, "answers": {"text": ["b", 3]}})
     assert Squad().rows([SQUAD]) == [SQUAD]
-    with pytest.raises(ValueError, match="no field 'paragraphs'"):
+    with pytest.raises(ValueError, match=r"no field 'paragraphs'"):
         Squad().rows({"data": [{"title": "t"}]})
 
 
@@ -242,7 +242,7 @@ def test_gsm8k_groups_by_its_question_and_takes_the_first_number() -> None:
 
 
 def test_text_learns_nothing_of_a_blank_and_everything_else() -> None:
-    with pytest.raises(ValueError, match="field 'body' is empty"):
+    with pytest.raises(ValueError, match=r"field 'body' is empty"):
         PlainText(column="body").to_text({"body": " \n", "text": "x"})
 
 
@@ -281,7 +281,7 @@ def test_what_else_a_conversation_carries() -> None:
 def test_an_empty_turn_is_no_error_where_it_is_not_learned() -> None:
     empty = {"role": "assistant", "content": "", "weight": 0}
     assert Chat().to_text({"messages": [USER, empty, USER, ASSISTANT]}).supervised == (3,)
-    with pytest.raises(ValueError, match="message 2 is an empty assistant turn"):
+    with pytest.raises(ValueError, match=r"message 2 is an empty assistant turn"):
         Chat().to_text({"messages": [USER, {**empty, "weight": 1}, USER, ASSISTANT]})
 
 
@@ -300,16 +300,114 @@ def test_a_tool_call_is_brought_into_openais_shape() -> None:
     assert called({"function": {"name": "f"}})[0]["function"]["arguments"] == {}
     assert called({"function": {"name": "f", "arguments": None}})[0]["function"]["arguments"] == {}
     for wrong in ("f", {"function": "f"}):
-        with pytest.raises(ValueError, match="a tool call is "):
+        with pytest.raises(ValueError, match=r"a tool call is "):
             called(wrong)
-    with pytest.raises(ValueError, match="message 2 is a string that is not JSON"):
+    with pytest.raises(ValueError, match=r"message 2 is a string that is not JSON"):
         Chat().to_text({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]})
-    with pytest.raises(ValueError, match="content of type int, expected text"):
+    with pytest.raises(ValueError, match=r"content of type int, expected text"):
         Chat().to_text({"messages": [{"role": "user", "content": 3}, ASSISTANT]})
 
 
 @pytest.mark.parametrize("part", [{"type": "image", "url": "x"}, "words", {"type": "text", "text": 3}])
 def test_a_part_without_text_is_refused_among_others_that_have_some(part: Any) -> None:
     content = [{"type": "text", "text": "What is this?"}, part]
-    with pytest.raises(ValueError, match="content"):
+    with pytest.raises(ValueError, match=r"content"):
         Chat().to_text({"messages": [{"role": "user", "content": content}, ASSISTANT]})
+
+
+# What a conversation's row says besides its turns ---------------------------------------------------------------------
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_system_column_is_the_system_message(column: str) -> None:
+    system = {"role": "system", "content": "You are the town crier."}
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
+    made = Chat().to_text({column: system["content"], "conversations": turns})
+    assert made.messages == (system, USER, ASSISTANT) and made.supervised == (2,)
+    assert made == Chat().to_text({column: system["content"], "messages": [system, USER, ASSISTANT]}), "said twice"
+    for empty in ("", " \n", None):
+        assert Chat().to_text({column: empty, "conversations": turns}).messages == (USER, ASSISTANT)
+    with pytest.raises(ValueError, match=rf"two system messages that differ: the first message and field '{column}'"):
+        Chat().to_text({column: "Other.", "messages": [system, USER, ASSISTANT]})
+    with pytest.raises(ValueError, match=r"two system messages that differ: field 'system' and field 'system_prompt'"):
+        Chat().to_text({"system": "a", "system_prompt": "b", "messages": [USER, ASSISTANT]})
+    with pytest.raises(ValueError, match=rf"field '{column}' holds int, expected text"):
+        Chat().to_text({column: 3, "messages": [USER, ASSISTANT]})
+    with pytest.raises(ValueError, match=r"message 2 is an empty assistant turn"):  # as the row numbers them
+        Chat().to_text({column: "x", "messages": [USER, {**ASSISTANT, "content": ""}]})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [TOOL],
+        json.dumps([TOOL]),
+        [json.dumps(TOOL)],
+        [TOOL["function"]],
+        json.dumps([TOOL["function"]]),
+        [{"type": "function", **TOOL["function"]}],
+    ],
+)
+@pytest.mark.parametrize("column", ["tools", "functions"])
+def test_tools_in_every_spelling_are_one(given: Any, column: str) -> None:
+    assert Chat().to_text({column: given, "messages": [USER, ASSISTANT]}).tools == (TOOL,)
+
+
+@pytest.mark.parametrize("given", ["", " ", "[]", "null", [], None])
+def test_no_tools_in_every_spelling_are_none(given: Any) -> None:
+    assert Chat().to_text({"tools": given, "messages": [USER, ASSISTANT]}).tools is None
+
+
+@pytest.mark.parametrize("given", ["{", "words", [3], ["words"], {"name": "f"}, [{"parameters": {}}], '"f"', [None]])
+def test_what_are_no_tools_is_an_error(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"tool"):
+        Chat().to_text({"tools": given, "messages": [USER, ASSISTANT]})
+
+
+def test_calls_in_every_spelling_are_one() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": None, "b": 1}}}
+    flat, text = call["function"], '{"a": null, "b": 1}'
+    as_text = {**call, "function": {"name": "f", "arguments": text}}
+    said = {"role": "assistant", "content": "", "tool_calls": [call]}
+    spelt: list[dict[str, Any]] = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [as_text]},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps([as_text])},
+        {"role": "assistant", "tool_calls": [flat]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": text}},
+        {"from": "function_call", "value": json.dumps(flat)},
+        {"from": "function_call", "value": json.dumps([flat])},
+        {"role": "tool_call", "content": json.dumps(flat)},
+        {"from": "gpt", "value": "", "tool_calls": [call]},
+    ]
+    for turn in spelt:
+        made = Chat().to_text({"messages": [USER, turn]})
+        assert made.messages[1] == said, turn
+        assert made.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": None, "b": 1}, "the writer's null"
+    both = {"from": "function_call", "value": json.dumps([flat, {"name": "g", "arguments": {}}])}
+    assert [c["function"]["name"] for c in Chat().to_text({"messages": [USER, both]}).messages[1]["tool_calls"]] == [
+        "f",
+        "g",
+    ]
+    for none in ([], None, "", "[]"):
+        assert Chat().to_text({"messages": [USER, {**ASSISTANT, "tool_calls": none}]}).messages[1] == ASSISTANT
+    for result in ({"role": "function", "name": "f", "content": "1"}, {"role": "tool_response", "content": "1"}):
+        assert Chat().to_text({"messages": [USER, spelt[0], result, ASSISTANT]}).messages[2]["role"] == "tool"
+
+
+@pytest.mark.parametrize("arguments", [3, [1], "[1]", "3", '"text"'])
+def test_arguments_that_are_no_object_are_an_error(arguments: Any) -> None:
+    with pytest.raises(ValueError, match=r"arguments of f are .*, expected an object"):
+        Chat().to_text(
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]}]}
+        )
+
+
+def test_a_sharegpt_turn_keeps_what_else_it_says() -> None:
+    turn = {"from": "gpt", "value": "Yo", "weight": 0, "name": "Ada"}
+    made = Chat().to_text({"conversations": [{"from": "human", "value": "Hi"}, turn, USER, ASSISTANT]})
+    assert made.supervised == (3,) and made.messages[1] == {**ASSISTANT, "name": "Ada"}
+    with pytest.raises(ValueError, match=r"message 1 has both 'content' and 'value', and they differ"):
+        Chat().to_text({"messages": [{"role": "user", "content": "a", "value": "b"}, ASSISTANT]})

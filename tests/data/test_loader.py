@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftlab.data.batch import Batch, collate
+from sftlab.data.batch import Batch, collate, on_device
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out
 from sftlab.data.loader import AHEAD, Loader, RowLayout, round_up
@@ -79,15 +79,27 @@ def test_a_rank_without_rows_has_as_many_microbatches_all_padding() -> None:
     ranks = [arranged(of_lengths(30, 20, 10), "padded", 64, 1, rank, 4) for rank in range(4)]
     assert [[b.num_tokens for b in s.microbatches] for s in ranks] == [[30], [20], [10], [0]]
     (empty,) = ranks[3].microbatches
-    assert empty.tokens.tolist() == [[PAD] * 16] and empty.weight.tolist() == [0.0] and empty.num_examples == 0
+    assert empty.tokens.tolist() == [[PAD] * 16] and empty.weight.tolist() == [0.0, 0.0] and empty.num_examples == 0
     assert {s.num_tokens for s in ranks} == {32 + 32 + 16 + 16}
 
 
 def test_fixed_shapes_are_few_and_every_microbatch_has_all_its_rows() -> None:
     step = arranged(of_lengths(300, 20, 260), "padded", 2048, 2, 0, 1, fixed_shapes=True)
-    assert [tuple(b.tokens.shape) for b in step.microbatches] == [(2, 512), (2, 256)]  # an eighth of a row is 256
+    assert [tuple(b.tokens.shape) for b in step.microbatches] == [(2, 384), (2, 256)]  # multiples of 128
     small = arranged(of_lengths(30, 20), "padded", 512, 3, 0, 1, fixed_shapes=True)
-    assert [tuple(b.tokens.shape) for b in small.microbatches] == [(3, 128)]  # and never less than 128
+    assert [tuple(b.tokens.shape) for b in small.microbatches] == [(3, 256)]  # and never less than two blocks
+
+
+@pytest.mark.parametrize("layout", ["packed", "tree"])
+def test_joined_rows_are_one_row_and_only_the_last_microbatch_is_not_full(layout: str) -> None:
+    examples = of_lengths(*[100] * 13)
+    step = arranged(examples, layout, 256, 2, 0, 1, fixed_shapes=True, joined=True)
+    assert [tuple(b.tokens.shape) for b in step.microbatches] == [(1, 512), (1, 512), (1, 384)]
+    assert [b.num_tokens for b in step.microbatches] == [500, 500, 300]
+    apart = arranged(examples, layout, 256, 2, 0, 1, fixed_shapes=True)
+    assert [tuple(b.tokens.shape) for b in apart.microbatches] == [(2, 256)] * 4
+    ranks = [arranged(examples, layout, 256, 2, rank, 2, fixed_shapes=True, joined=True) for rank in range(2)]
+    assert [[b.num_tokens for b in s.microbatches] for s in ranks] == [[400, 400], [400, 100]]
 
 
 def test_memory_is_pinned_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +124,68 @@ def test_every_tensor_of_a_batch_moves_and_its_counts_stay() -> None:
     assert len(tensors) == 6 and {t.device.type for t in tensors} == {"meta"}
     assert (moved.num_examples, moved.num_tokens) == (3, 11)
     assert batch.map(lambda t: t + 1).reach.tolist() == (batch.reach + 1).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+@pytest.mark.parametrize("most", [4096, 32768])
+@pytest.mark.parametrize(("stem", "questions", "own"), [(150, 4, 24), (1, 1, 210)], ids=["SQuAD", "GSM8K"])
+def test_compiled_steps_of_data_of_real_sizes_are_at_most_3_percent_padding(
+    stem: int, questions: int, own: int, most: int, batch_size: int
+) -> None:
+    """Stand-ins with the lengths of SQuAD (five questions on a passage, 57 tokens each when shared) and of GSM8K."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(4 * batch_size // questions):
+        passage = list(rng.integers(3, 9000, int(stem * rng.uniform(0.5, 2))))
+        for _ in range(questions):
+            tokens = [*passage, *rng.integers(3, 9000, int(own * rng.uniform(0.5, 2)))]
+            examples.append(example(tokens, [len(tokens) - 1], group=i))
+    plan = Plan(np.array([e.group for e in examples]), batch_size, 0)
+    row_layout = RowLayout("tree", 4096, most // 4096, 0, 1, PAD, fixed_shapes=True, joined=True)
+    made = [Loader(examples, plan, row_layout).step(step) for step in range(1, plan.steps_per_epoch + 1)]
+    tokens, nodes = sum(s.num_tokens for s in made), sum(s.num_nodes for s in made)
+    assert 0 < 1 - nodes / tokens <= 0.03
+    assert {len(b.tokens) for s in made for b in s.microbatches} == {1}, "only lengths differ: two graphs"
+
+
+class Streams:
+    """Stands in for CUDA's streams: notes what happens on which, in the order in which the host asks for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.current = "compute"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: self)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: None)
+        monkeypatch.setattr(Batch, "to", lambda batch, device: self.copied(batch))
+
+    def copied(self, batch: Batch) -> Batch:
+        self.events.append(f"copy {batch.num_examples} on {self.current}")
+        return batch
+
+    def __enter__(self) -> None:
+        self.current = "copies"
+
+    def __exit__(self, *error: object) -> None:
+        self.current = "compute"
+
+    def record_event(self) -> str:
+        return self.events[-1].split()[1]
+
+    def wait_event(self, event: str) -> None:
+        self.events.append(f"wait for {event}")
+
+
+def test_on_a_gpu_the_next_microbatch_is_copied_while_one_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch)
+    batches = [collate(lay_out(THREE[:n], "padded", 8), n, 8) for n in (1, 2, 3)]
+    for batch in on_device(batches, torch.device("cuda")):
+        streams.events.append(f"compute {batch.num_examples}")
+    assert streams.events == [
+        "copy 1 on copies", "copy 2 on copies", "wait for 1", "compute 1",
+        "copy 3 on copies", "wait for 2", "compute 2", "wait for 3", "compute 3",
+    ]  # fmt: skip
 
 
 # The loader ---------------------------------------------------------------------------------------------------------

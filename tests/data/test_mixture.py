@@ -12,6 +12,7 @@ from sftlab.data.examples import MixedExamples
 from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.mixture import Mixture, draw, quotas
+from sftlab.data.plan import Plan
 from sftlab.data.template import prepare_tokenizer
 from tests.support import byte_tokenizer
 
@@ -61,12 +62,12 @@ def test_a_source_is_repeated_whole_and_then_some_of_it() -> None:
 
 def test_how_examples_lie_is_the_mixtures_to_say(tmp_path: Path) -> None:
     held = source(tmp_path, "v", 3, longest=50)
-    long = source(tmp_path, "l", 4, longest=50, val_path=held.path, overlong="error")
-    sources = {"long": long, "short": source(tmp_path, "s", 2, overlong="truncate")}
+    long = source(tmp_path, "l", 4, longest=50, val_path=held.path)
+    sources = {"long": long, "short": source(tmp_path, "s", 2)}
     train, val = Mixture(sources, overlong="drop").examples(TOK, 20)
     assert texts(train) == ["l 1", "l 2", "l 3", "s 0", "s 1"] and texts(val) == ["v 1", "v 2"]
     assert (train.num_dropped, train.num_truncated, train.num_skipped) == (1, 0, 0)
-    sources["long"] = source(tmp_path, "l", 4, longest=50, overlong="drop")
+    sources["long"] = source(tmp_path, "l", 4, longest=50)
     with pytest.raises(ValueError, match=r"l\.jsonl:1, has \d+\. Raise data.max_length"):
         Mixture(sources).examples(TOK, 20)
     for wrong in ({"layout": "bushy"}, {"overlong": "shorten"}):
@@ -130,7 +131,7 @@ def test_sources_joined_are_one_sequence(tmp_path: Path) -> None:
         "long": source(tmp_path, "l", 3, longest=200),
         "bad": Data(PromptCompletion(), str(tmp_path / "bad.jsonl"), on_error="skip"),
     }
-    train, _ = Mixture(sources, {"bad": 4, "long": 1}, overlong="truncate").examples(TOK, 25)
+    train, _ = Mixture(sources, {"bad": 4, "long": 1}, overlong="truncate", group_by_prefix=True).examples(TOK, 25)
     assert isinstance(train, MixedExamples)
     assert train.lengths.tolist() == [len(e) for e in train] and len(set(train.lengths.tolist())) > 1
     assert train.groups.tolist() == [e.group for e in train] and len(set(train.groups.tolist())) == 2
@@ -156,3 +157,54 @@ def test_truncated_examples_of_all_sources_are_counted(tmp_path: Path) -> None:
     sources = {"a": source(tmp_path, "s", 2), "b": Data(PromptCompletion(), str(path))}
     train, _ = Mixture(sources, overlong="truncate").examples(TOK, 25)
     assert (train.num_truncated, train.num_dropped, train.lengths.max()) == (1, 0, 25)
+
+
+def test_a_setting_of_a_source_that_the_mixture_decides_is_refused(tmp_path: Path) -> None:
+    for key, value in (
+        ("layout", "packed"),
+        ("max_length", 9),
+        ("overlong", "drop"),
+        ("row_length", 99),
+        ("shuffle", False),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"data.sources.a.{key}={value} has no effect: in a mixture it is data.{key}"
+        ):
+            Mixture({"a": Data(PromptCompletion(), "x", **{key: value})})
+    Mixture({"a": Data(PromptCompletion(), "x", group_by_prefix=True, limit=3, on_error="skip")})
+
+
+def test_the_first_rows_of_a_mixture_are_those_of_its_first_source(tmp_path: Path) -> None:
+    mixture = Mixture({"b": source(tmp_path, "b", 9), "a": source(tmp_path, "a", 9)}, {"a": 1, "b": 1})
+    few = mixture.first(TOK, 4, 99)
+    assert few is not None and texts(few) == [f"b {i}" for i in range(4)] and few.where(0).startswith("b: ")
+    assert Mixture({"a": source(tmp_path, "a", 9, longest=90, limit=1)}, overlong="drop").first(TOK, 4, 9) is None
+
+
+def test_examples_meet_in_a_step_as_each_source_says(tmp_path: Path) -> None:
+    said = [{"role": r, "content": f"{r} {i}"} for i in range(3) for r in ("user", "assistant")]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(
+        "".join(json.dumps({"messages": [{**said[0], "content": f"no {i}"}, *said[1:]]}) + "\n" for i in range(8))
+    )
+    apart = Data(Chat(template_path="asset://chat.jinja", turns="apart"), str(path), group_by_prefix=True)
+    sources = {"plain": source(tmp_path, "p", 24), "chat": apart}
+    tok = byte_tokenizer()
+    prepare_tokenizer(tok, [apart.format])
+
+    def met(mixture: Mixture) -> list[int]:
+        """How many conversations each step has turns of."""
+        train, _ = mixture.examples(tok, 1000)
+        plan = Plan(train.groups, 12, 0, group_by_prefix=mixture.groups_prefixes)
+        chats = [
+            [int(train.groups[i]) for i in plan.examples(s) if train.source_of(int(i)) == "chat"] for s in (1, 2, 3, 4)
+        ]
+        assert sum(map(len, chats)) == 24
+        return [len(set(groups)) - len(groups) // 3 for groups in chats]
+
+    assert sum(met(Mixture(sources))) <= 2, "the three turns of a conversation are in one step"
+    train, _ = Mixture(sources).examples(tok, 1000)
+    assert len(set(train.groups[train.part == 0].tolist())) == 24, "those of the other source are dealt one by one"
+    assert sum(met(Mixture(sources, group_by_prefix=True))) <= 2
+    with_none = Mixture({"plain": sources["plain"]})
+    assert not with_none.groups_prefixes and not Mixture(sources, group_by_prefix=False).groups_prefixes

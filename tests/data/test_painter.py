@@ -140,13 +140,14 @@ def report(**accounts: Account) -> Report:
 def test_the_report_counts_every_finding(drawing: Any) -> None:
     drawing[0].report(report(training=account()), refused=True)
     lines = [line.strip() for line in drawing[1].export_text().splitlines() if line.strip()]
-    assert lines[:9] == [
+    assert lines[:10] == [
         "training squad  2,000 rows read, 1,800 kept, 54,321 tokens, 1,234 supervised",
         "3 skipped: a:1; a:2; and 1 more",
         "7 dropped, too long: a:9; and 6 more",
         "0 truncated",
         "5 end of text not supervised: and 5 more",
         "1 duplicates: a:4",
+        "0 rows that hold control tokens as text",
         "190 in the other split",
         "train would stop at an example longer than max_length: data.overlong=drop or truncate",
         "2 validation examples that are training examples too: v:1; and 1 more",

@@ -67,16 +67,19 @@ def made(batch: Batch) -> Counter[tuple[bytes, int]]:
     shuffle=st.booleans(),
     grouped=st.booleans(),
     fixed=st.booleans(),
+    joined=st.booleans(),
     epoch=st.integers(0, 2),
 )
 def test_gauntlet_14_every_prediction_is_made_once_an_epoch(
     drawn: Any, stem: int, layout: str, room: int, ranks: int, per: int, batch_size: int, shuffle: bool, grouped: bool,
-    fixed: bool, epoch: int,
+    fixed: bool, joined: bool, epoch: int,
 ) -> None:  # fmt: skip
     examples = examples_of(drawn, stem)
     row_length = max(map(len, examples)) + room
     plan = Plan(np.array([e.group for e in examples]), batch_size, 7, shuffle, grouped)
-    loaders = [Loader(examples, plan, RowLayout(layout, row_length, per, r, ranks, 2, fixed)) for r in range(ranks)]
+    joined = joined and layout != "padded"
+    layouts = [RowLayout(layout, row_length, per, r, ranks, 2, fixed, joined=joined) for r in range(ranks)]
+    loaders = [Loader(examples, plan, row_layout) for row_layout in layouts]
     met: Counter[tuple[bytes, int]] = Counter()
     indices: list[int] = []
     for number in range(1, plan.steps_per_epoch + 1):
@@ -92,7 +95,9 @@ def test_gauntlet_14_every_prediction_is_made_once_an_epoch(
             assert s.indices.tolist() == steps[0].indices.tolist()
             assert s.num_targets == sum(found.values())
             for b in s.microbatches:
-                assert b.tokens.shape[0] <= per and b.tokens.shape[1] < row_length + 128
+                most = row_length * (per if joined else 1)
+                assert b.tokens.shape[0] <= (1 if joined else per)
+                assert b.tokens.shape[1] < max(most + 128, 257 if fixed else 0)
         assert len(chosen) == batch_size or number == plan.steps_per_epoch
     assert sorted(indices) == list(range(len(examples)))
     assert met == asked(examples)

@@ -33,7 +33,7 @@ MESSAGES = [
 
 def example(tok: Any, source: Text | Conversation) -> Example:
     renderer = Renderer(tok)
-    (made,) = renderer.examples([renderer.render(source)], ["here"])
+    (made,) = renderer.examples(renderer.render(source), ["here"])
     return made
 
 
@@ -135,7 +135,7 @@ LETTERS = st.text(st.sampled_from("ab theundo.,'12 \n\té🙂日\u00a0\u3000"), 
 def test_gauntlet_10_any_prompt_and_any_completion(kind: str, prompt: str, completion: str) -> None:
     tok, renderer = ready(kind)
     prompt, completion = f"Q{prompt}", f"{completion}A"
-    (e,) = renderer.examples([renderer.render(Text(prompt, completion))], ["here"])
+    (e,) = renderer.examples(renderer.render(Text(prompt, completion)), ["here"])
     check(tok, e, [(prompt, False), (completion, True)], begin_of(kind, tok), [tok.eos_token_id])
 
 
@@ -266,7 +266,7 @@ def test_gauntlet_08_any_conversation(kind: str, words: list[str], marked: bool)
     messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(said)]
     messages = messages if len(messages) % 2 == 0 else messages[:-1]
     tok, renderer = ready(kind, marked and kind in MARKED)
-    (e,) = renderer.examples([renderer.render(Chat().to_text({"messages": messages}))], ["here"])
+    (e,) = renderer.examples(renderer.render(Chat().to_text({"messages": messages})), ["here"])
     check(tok, e, segments(kind, messages), [], [])
 
 
@@ -332,7 +332,7 @@ def test_templates_that_fail_say_why() -> None:
     tok = tokenizer("qwen", "{{ raise_exception('no system, please') if messages[0].role == 'system' else 'x' }}")
     with pytest.raises(ValueError, match=r"the chat template fails: TemplateError: no system, please"):
         chat(tok, MESSAGES)
-    with pytest.raises(ValueError, match="rewrites the conversation around message 3"):
+    with pytest.raises(ValueError, match="does not write a plain answer"):
         chat(tok, [{"role": "user", "content": "x"}, *MESSAGES[1:]])
     tok = tokenizer("qwen")
     tok.chat_template = None

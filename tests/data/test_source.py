@@ -18,9 +18,9 @@ from sftlab.data.formats.squad import Squad
 from sftlab.data.formats.text import PlainText
 from sftlab.data.loader import RowLayout
 from sftlab.data.mixture import Mixture
+from sftlab.data.opening import is_local, open_source
 from sftlab.data.plan import Plan
 from sftlab.data.report import report, write_skipped
-from sftlab.data.source import is_local, open_source
 from tests.kinds import tokenizer
 from tests.support import byte_tokenizer, make_squad_file, read_jsonl
 
@@ -133,10 +133,10 @@ def test_a_changed_file_tokenizer_or_format_is_tokenised_anew_and_an_unchanged_o
     path = jsonl(tmp_path / "a.jsonl")
     first = load(path)
     calls: list[Any] = []
-    from sftlab.data import store
+    from sftlab.data import tokenise
 
-    real = store.Renderer
-    monkeypatch.setattr(store, "Renderer", lambda t: calls.append(t) or real(t))
+    real = tokenise.Renderer
+    monkeypatch.setattr(tokenise, "Renderer", lambda t, *rest: calls.append(t) or real(t, *rest))
     assert load(path).fingerprint == first.fingerprint and calls == []
     moved = path.rename(tmp_path / "b.jsonl")
     assert load(moved).fingerprint == first.fingerprint and calls == []  # the content counts

@@ -18,10 +18,13 @@ from sftlab.data.format import Conversation, Fields, Text
 from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.formats.squad import Squad
+from sftlab.data.opening import open_source
 from sftlab.data.render import Renderer
-from sftlab.data.source import Source, Table, open_source
+from sftlab.data.source import Source
 from sftlab.data.store import split, store
+from sftlab.data.table import Table
 from tests.asymmetric import BAD_ROWS, rows_over_every_block, write_parquet
+from tests.kinds import TEMPLATES, tokenizer
 from tests.support import byte_tokenizer
 
 TOK = byte_tokenizer()
@@ -64,7 +67,7 @@ def test_every_good_row_of_a_long_table_is_stored_as_it_was_rendered(
     found = store(source, Squad(), TOK, num_workers=1, on_error="skip")
     good = [i for i in range(2500) if i not in BAD_ROWS]
     renderer = Renderer(TOK)
-    rendered = [renderer.render(Squad().to_text(rows[i])) for i in good]
+    rendered = [r for i in good for r in renderer.render(Squad().to_text(rows[i]))]
     expected = renderer.examples(rendered, [f"{source.name} row {i + 1}" for i in good])
     assert len(found) == len(good) == 2496
     wrong = [i for i, ours, theirs in zip(good, found, expected, strict=True) if not same(ours, theirs)]
@@ -192,3 +195,101 @@ def test_the_ranges_of_workers_follow_on_one_another_and_are_nearly_equal() -> N
         assert all(a[1] == b[0] for a, b in pairwise(ranges))
         sizes = [b - a for a, b in ranges]
         assert max(sizes) - min(sizes) <= 1
+
+
+CALLS = [
+    {"name": "add", "arguments": {"a": 1, "b": {"c": None, "d": [{"e": 2}]}}},
+    {"name": "say", "arguments": {"words": "hi", "b": {"d": [{"f": "x"}]}}},
+]
+SCHEMAS = [
+    {"name": "add", "parameters": {"properties": {"a": {"type": "int", "enum": [1, 2]}}, "required": ["a"]}},
+    {"name": "say", "parameters": {"properties": {"words": {"type": "string", "default": "hi"}}}},
+]
+
+
+def asked(call: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    turn = {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+    return {"messages": [{"role": "user", "content": "Go."}, turn], "tools": [{"type": "function", "function": schema}]}
+
+
+def test_gauntlet_36_nulls_that_a_columnar_file_put_in_never_reach_the_text(tmp_path: Path) -> None:
+    rows = [asked(call, schema) for call, schema in zip(CALLS, SCHEMAS, strict=True)]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def read(name: str) -> list[Any]:
+        source = open_source(str(tmp_path / name), "train", lambda d: d)
+        return [Chat().to_text(row) for row in source.read_rows(0, 9) if not isinstance(row, ValueError)]
+
+    meant = read("rows.jsonl")
+    assert meant[0].messages[1]["tool_calls"][0]["function"]["arguments"]["b"]["c"] is None, "JSONL: the writer's own"
+    for columnar in (read("rows.parquet"), read("saved")):
+        for made, call, schema in zip(columnar, CALLS, SCHEMAS, strict=True):
+            function = made.messages[1]["tool_calls"][0]["function"]
+            assert function["name"] == call["name"] and "null" not in json.dumps([made.messages, made.tools])
+            assert made.tools == ({"type": "function", "function": schema},)
+        assert columnar[1].messages[1]["tool_calls"][0]["function"] == CALLS[1]
+        assert columnar[0].messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1, "b": {"d": [{"e": 2}]}}
+
+
+def test_a_null_inside_json_text_is_the_writers_own_in_a_columnar_file_too(tmp_path: Path) -> None:
+    row = asked({"name": "f", "arguments": json.dumps({"a": None})}, SCHEMAS[0])
+    row["tools"] = json.dumps([{"name": "f", "parameters": {"default": None}}])  # type: ignore[assignment]
+    datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / "rows.parquet"))
+    (read,) = open_source(str(tmp_path / "rows.parquet"), "train", lambda d: d).read_rows(0, 1)
+    assert not isinstance(read, ValueError)
+    made = Chat().to_text(read)
+    assert made.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": None}
+    assert made.tools == ({"type": "function", "function": {"name": "f", "parameters": {"default": None}}},)
+
+
+DATED = "{{- strftime_now('%d %b %Y') }}" + TEMPLATES["qwen"]
+
+
+def test_gauntlet_38_the_fingerprint_changes_whenever_the_tokens_would(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "They."}]
+    path.write_text(json.dumps({"messages": messages}))
+    source = open_source(str(path), None, Chat().rows)
+
+    def made(template: str | None, format: Chat, **settings: Any) -> tuple[str, str]:
+        tok = tokenizer("qwen", template)
+        found = store(source, format, tok, **settings)
+        return found.fingerprint, tok.decode(found[0].tokens)
+
+    plain, same = made(None, Chat(date="2026-01-31")), made(None, Chat(date="2026-02-01"))
+    assert plain == same, "a template without a date is tokenised once"
+    january, february = made(DATED, Chat(date="2026-01-31")), made(DATED, Chat(date="2026-02-01"))
+    assert january[1].startswith("31 Jan 2026<|im_start|>") and february[1].startswith("01 Feb 2026<|im_start|>")
+    fingerprints = {plain[0], january[0], february[0]}
+    fingerprints |= {made(None, Chat(turns="apart"))[0], made(None, Chat(reasoning="drop"))[0]}
+    fingerprints |= {made(None, Chat(), control_tokens="escape")[0], made(TEMPLATES["qwen"] + " ", Chat())[0]}
+    assert len(fingerprints) == 7
+
+
+def test_a_template_that_leaves_something_out_is_refused_once_with_the_rows_that_need_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "They."}]
+    thought = [turns[0], {**turns[1], "reasoning_content": "I think"}]
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [turns, thought] * 8))
+    source = open_source(str(path), None, Chat().rows)
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl:2: this template does not write reasoning.*8 of 16 rows need it: "
+    ) as e:
+        store(source, Chat(), tokenizer("qwen"))
+    assert str(e.value).count("a.jsonl:") == 6 and str(e.value).endswith(f"{path}:10, ...")
+    assert len(store(source, Chat(), tokenizer("qwen"), on_error="skip").skipped) == 8
+    assert len(store(source, Chat(reasoning="drop"), tokenizer("qwen"))) == 16
+
+
+def test_weights_and_turns_that_are_taken_apart_are_stored(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    turns = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "They."))] * 2
+    rows = [{"messages": turns, "id": "own", "weight": 0.5}, {"messages": turns}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = store(open_source(str(path), None, Chat().rows), Chat(turns="apart"), tokenizer("qwen"))
+    assert found.rows.tolist() == [0, 0, 1, 1]
+    assert [e.id for e in found] == ["own turn 1", "own turn 2", f"{path}:2", f"{path}:2"]
+    assert [set(e.target_weights.tolist()) for e in found] == [{0.0, 0.5}] * 2 + [{0.0, 1.0}] * 2
+    assert found.digests[0] != found.digests[2] and found[2].weights is None

@@ -1,5 +1,6 @@
 """Chat templates at their edges: no end tokens, reasoning, tools, several turns, and what a tokenizer is given."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from sftlab.data.formats.chat import Chat
 from sftlab.data.formats.prompt_completion import PromptCompletion
 from sftlab.data.formats.text import PlainText
 from sftlab.data.render import Renderer, first_token, tokens_of
-from sftlab.data.template import MARK, ChatTemplate, leading_special, prepare_tokenizer
+from sftlab.data.template import ChatTemplate, leading_special, prepare_tokenizer
 from tests.kinds import KINDS, TEMPLATES, expected, tokenizer
 
 BARE = "{%- for m in messages %}{{- m.content }}{%- endfor %}"
 USER, ASSISTANT = "user", "assistant"
+TOGETHER = Chat(turns="together")  # templates that end no turn are taken apart otherwise
 
 
 def said(*words: str, **last: Any) -> list[dict[str, Any]]:
@@ -30,8 +32,8 @@ def said(*words: str, **last: Any) -> list[dict[str, Any]]:
 def made(tok: Any, messages: list[dict[str, Any]], format: Chat | None = None, **fields: Any) -> Example:
     format = format or Chat()
     prepare_tokenizer(tok, [format])
-    renderer = Renderer(tok)
-    (example,) = renderer.examples([renderer.render(format.to_text({"messages": messages, **fields}))], ["here"])
+    renderer = Renderer(tok, format)
+    (example,) = renderer.examples(renderer.render(format.to_text({"messages": messages, **fields})), ["here"])
     return example
 
 
@@ -52,7 +54,7 @@ def check(tok: Any, e: Example, parts: list[tuple[str, bool]], end: bool) -> Non
 def test_a_token_that_holds_the_end_of_a_turn_and_the_next_ones_beginning_is_learned(kind: str) -> None:
     tok = tokenizer(kind, BARE)
     words = ["I don't know what it is that you wo", "u", "ld; the ", "kee", "per of th", "e light"]
-    e = made(tok, said(*words))
+    e = made(tok, said(*words), TOGETHER)
     begin = "" if kind in ("qwen", "gpt2") else tok.bos_token  # prepare puts it before a template without one
     parts = [(begin, False), *((w, i % 2 == 1) for i, w in enumerate(words))]
     check(tok, e, parts, end=True)
@@ -69,24 +71,24 @@ def test_a_space_at_the_end_of_a_turn_is_learned_with_the_word_it_merges_into(ki
     tok = tokenizer(kind, BARE)
     words = ["Who counts?", "it is ", "keeper", " the ", "steps", " they"]
     begin = "" if kind in ("qwen", "gpt2") else tok.bos_token
-    e = made(tok, said(*words))
+    e = made(tok, said(*words), TOGETHER)
     check(tok, e, [(begin, False), *((w, i % 2 == 1) for i, w in enumerate(words))], end=True)
 
 
 def test_a_tokenizer_that_cuts_or_fills_texts_does_neither_here() -> None:
     tok = tokenizer("qwen")
     text = Text("Question: Who counts the steps? Answer:", " the keeper")
-    (expected_,) = Renderer(tok).examples([Renderer(tok).render(text)], ["here"])
+    (expected_,) = Renderer(tok).examples(Renderer(tok).render(text), ["here"])
     tok.backend_tokenizer.enable_truncation(3)
     tok.backend_tokenizer.enable_padding(length=99)
-    (found,) = Renderer(tok).examples([Renderer(tok).render(text)], ["here"])
+    (found,) = Renderer(tok).examples(Renderer(tok).render(text), ["here"])
     assert found.tokens.tolist() == expected_.tokens.tolist() and 3 < len(found) < 99
 
 
 def test_the_beginning_of_the_next_turn_is_no_end_of_this_one() -> None:
     each = "{%- for m in messages %}{{- (bos_token if m.role == 'user' else '') + m.content }}{%- endfor %}"
     tok = tokenizer("llama3", each)
-    assert learned(tok, made(tok, said("Who?", "they", "How many?", "two"))) == ["they", "two<|end_of_text|>"]
+    assert learned(tok, made(tok, said("Who?", "they", "How many?", "two"), TOGETHER)) == ["they", "two<|end_of_text|>"]
 
 
 def test_characters_that_have_no_token_are_stepped_over() -> None:
@@ -162,17 +164,19 @@ def test_what_is_prompted_with_is_all_before_the_last_turn() -> None:
     assert tok.decode(e.tokens[: e.num_prompt]).endswith("Who?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_private_mark_is_refused_in_a_message() -> None:
-    with pytest.raises(ValueError, match="a message holds the private character"):
-        made(tokenizer("qwen"), said(f"a{MARK}", "b"))
+def test_private_characters_in_a_message_are_words_like_any_other() -> None:
+    tok = tokenizer("qwen")
+    for words in ("a\ue000", "a\U000f0000\U000f0001", "\U000ffffd", "\U00100000"):
+        e = made(tok, [*said(*["how?", "so"] * 10), *said(words, words)])
+        assert learned(tok, e) == ["so<|im_end|>"] * 10 + [f"{words}<|im_end|>"]
 
 
-def test_marks_that_are_fewer_than_the_turns_are_refused() -> None:
+def test_a_turn_without_a_mark_is_refused() -> None:
     once = (
-        "{%- for m in messages %}{%- if loop.last %}{% generation %}{{- m.content }}{% endgeneration %}"
+        "{%- for m in messages %}{%- if loop.index == 2 %}{% generation %}{{- m.content }}{% endgeneration %}"
         "{%- else %}{{- m.content }}{%- endif %}{%- endfor %}"
     )
-    with pytest.raises(ValueError, match=r"marks 1 turns with \{% generation %\}, but the conversation has 2"):
+    with pytest.raises(ValueError, match=r"has \{% generation %\}, but marks nothing in an assistant turn"):
         made(tokenizer("qwen", once), said("a", "b", "c", "d"))
 
 
@@ -243,7 +247,7 @@ def test_white_space_before_a_turn_is_prompted_where_the_template_writes_it() ->
     tok = tokenizer(
         "qwen", "{%- for m in messages %}{{- (' ' if m.role == 'assistant' else '') + m.content }}{%- endfor %}"
     )
-    e = made(tok, said("How many?", "two", "Who?", "they"))
+    e = made(tok, said("How many?", "two", "Who?", "they"), TOGETHER)
     assert learned(tok, e) == [" two", " they<|im_end|>"]
     header = tokenizer("qwen", "{%- for m in messages %}{{- m.role + ': ' + m.content + eos_token }}{%- endfor %}")
     assert "".join(learned(header, made(header, said("How many?", "#two")))) == "#two<|im_end|>"
@@ -258,11 +262,11 @@ CALLING = (
 
 def test_an_end_of_text_in_the_next_message_is_not_this_turns_end() -> None:
     tok = tokenizer("gpt2", CALLING)
-    e = made(tok, said("Who?", "they", "the <|endoftext|> is what?", "an end"))
+    e = made(tok, said("Who?", "they", "the <|endoftext|> is what?", "an end"), TOGETHER)
     assert learned(tok, e) == ["they", "an end<|endoftext|>"]
     call = {"role": ASSISTANT, "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": "x"}}}]}
     answer = [{"role": "tool", "content": "it is <|endoftext|> so"}, {"role": ASSISTANT, "content": "an end"}]
-    first, second = learned(tok, made(tok, [*said("Who?"), call, *answer]))
+    first, second = learned(tok, made(tok, [*said("Who?"), call, *answer], TOGETHER))
     assert first.startswith('[add {"a": "x"') and "it is" not in first and second == "an end<|endoftext|>"
     (last,) = learned(tok, made(tok, [*said("Who?"), call]))
     assert last == '[add {"a": "x"}]<|endoftext|>', "the last turn is learned to its closing bracket"
@@ -272,7 +276,7 @@ def test_several_calls_of_a_turn_without_an_end_are_learned_up_to_the_last() -> 
     tok = tokenizer("gpt2", CALLING)
     calls = [{"function": {"name": n, "arguments": {"a": "x"}}} for n in ("add", "sub")]
     turns = [{"role": ASSISTANT, "content": "", "tool_calls": calls}, {"role": "tool", "content": "so"}]
-    first, _ = learned(tok, made(tok, [*said("Who?"), *turns, {"role": ASSISTANT, "content": "an end"}]))
+    first, _ = learned(tok, made(tok, [*said("Who?"), *turns, {"role": ASSISTANT, "content": "an end"}], TOGETHER))
     assert first.startswith('[add {"a": "x"}][sub {"a": "x"')
 
 
@@ -296,22 +300,25 @@ def test_what_a_template_marks_is_learned_and_not_what_follows_the_prompt() -> N
 
 def test_a_tokenizer_is_asked_once_what_its_template_does() -> None:
     template = ChatTemplate(tokenizer("llama3"))
-    assert (template.end, template.has_prompt) == ("<|eot_id|>", True)
-    assert not ChatTemplate(tokenizer("qwen", BARE)).has_prompt and ChatTemplate(tokenizer("qwen", BARE)).end == ""
+    assert (template.end, template.after, template.stops) == ("<|eot_id|>", "", True)
+    bare = ChatTemplate(tokenizer("qwen", BARE))
+    assert (bare.end, bare.after, bare.stops, bare.header) == ("", "", False, "")
     failing = ChatTemplate(tokenizer("qwen", "{{ raise_exception('no') }}"))
-    assert (failing.end, failing.has_prompt) == ("", True)
+    assert (failing.end, failing.after) == ("<|im_end|>", "")
 
 
 def test_a_text_without_id_or_group_is_called_and_grouped_by_where_it_stands() -> None:
     renderer = Renderer(tokenizer("qwen"))
     texts = [Text("a", "b"), Text("a", "b", id="own", group="g", references=("b", "c")), Text("c", "d", group="g")]
-    first, second, third = renderer.examples([renderer.render(t) for t in texts], ["file:1", "file:2", "file:3"])
+    first, second, third = renderer.examples(
+        [r for t in texts for r in renderer.render(t)], ["file:1", "file:2", "file:3"]
+    )
     assert [e.id for e in (first, second, third)] == ["file:1", "own", "file:3"]
     assert second.group == third.group != first.group and second.references == ("b", "c") and first.references == ()
-    other = renderer.examples([renderer.render(texts[0])], ["file:9"])[0]
+    other = renderer.examples(renderer.render(texts[0]), ["file:9"])[0]
     assert other.group != first.group and 0 <= first.group < 2**63
     silent = renderer.render(Conversation(tuple(said("How many?", "two")), ()))
-    (e,) = renderer.examples([silent], ["file:4"])
+    (e,) = renderer.examples(silent, ["file:4"])
     assert not e.supervised.any() and renderer.tokenizer.decode(e.tokens).endswith("two<|im_end|>\n")
     assert e.num_prompt == len(e)
 
@@ -323,3 +330,21 @@ def test_of_two_ends_that_begin_alike_the_longer_is_found() -> None:
         tok.add_special_tokens({"additional_special_tokens": added})
         found = ChatTemplate(tok).ends.search(f"words{longer}")
         assert found is not None and found.group() == longer
+
+
+def test_values_of_the_templates_variables_are_saved_with_it_and_may_be_set_otherwise() -> None:
+    thinks = "{%- macro said(m) %}[{{ m.role }}:{{ mood }}]{{ m.content }}</s>{%- endmacro %}"
+    thinks += "{% for m in messages %}{{- said(m) }}{% endfor %}{% if enable_thinking %}<think>{% endif %}"
+    tok = tokenizer("sentencepiece", thinks)
+    chat = Chat(template_kwargs={"enable_thinking": True, "mood": "it's 'so'"})
+    for _ in range(2):  # a tokenizer that was saved with them is prepared again
+        prepare_tokenizer(tok, [chat])
+    asked = [{"role": "user", "content": "Who?"}]
+    render = partial(tok.apply_chat_template, asked, tokenize=False)
+    assert render() == "<s>[user:it's 'so']Who?</s><think>"
+    assert render(enable_thinking=False, mood="") == "<s>[user:]Who?</s>"
+    assert tok.chat_template.count("enable_thinking is not defined") == 1
+    with pytest.raises(ValueError, match=r"data\.format\.template_kwargs\.enable_thinkin has no effect"):
+        prepare_tokenizer(tok, [Chat(template_kwargs={"enable_thinkin": True})])
+    with pytest.raises(ValueError, match=r"one chat template: data\.format\.template_kwargs is"):
+        prepare_tokenizer(tok, [chat, Chat()])

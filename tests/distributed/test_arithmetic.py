@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sftlab.checkpoints.hugging_face import broadcast_weights
+from sftlab.checkpoints.pretrained import broadcast_weights
 from sftlab.data.batch import collate
 from sftlab.data.forest import assign_to_ranks, lay_out
 from sftlab.inference.sharded import Generator, gathered
@@ -16,7 +16,7 @@ from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.training.optim import adamw
-from sftlab.training.trainer import clip_gradients
+from sftlab.training.trainer import scale_down, squared_norm
 from sftlab.training.validation import AnswerEvaluator
 from tests.asymmetric import MESHES, for_ranks_that_get_unequal_shares
 from tests.support import byte_tokenizer, random_examples, run_distributed, tiny_llama
@@ -31,6 +31,9 @@ LLAMA3_ROPE = {
         "original_max_position_embeddings": 256,
     }
 }
+
+
+ENDS = frozenset({1, 15, 16})  # two of the five answers begin with one
 
 
 def sharded(world: Any, param_dtype: str = "float32", replicate: int = 1, **config: Any) -> Scorer:
@@ -90,9 +93,14 @@ def norms(world: Any, replicate: int) -> tuple[float, float, float]:
     """Return the norm reported, that of the gradients after clipping to 0.5, and the share of elements held here."""
     scorer = sharded(world, replicate=replicate, vocab=70_000)  # 2.2 million elements in the embedding
     backward(world, scorer)
-    norm = clip_gradients(scorer, 0.5, world)
+    norm = world.sum(squared_norm(scorer)).sqrt()
+    scale_down(scorer, 0.5, norm)
     held = sum(p.grad.to_local().numel() for p in scorer.parameters() if isinstance(p.grad, DTensor))
-    return norm, clip_gradients(scorer, None, world), held / sum(p.numel() for p in scorer.parameters())
+    return (
+        norm.item(),
+        world.sum(squared_norm(scorer)).sqrt().item(),
+        held / sum(p.numel() for p in scorer.parameters()),
+    )
 
 
 def bfloat16_gradients(world: Any, replicate: int) -> tuple[float, float]:
@@ -156,13 +164,24 @@ def answered(world: Any) -> tuple[dict[str, float], list[Any]]:
     return dict(found.scores), list(found.samples)
 
 
-def really_answered(world: Any) -> list[str]:
-    """Return what the model answers, sharded, where some ranks may have nothing to answer; a step goes on after it."""
+def really_answered(world: Any, gather: bool) -> list[str]:
+    """Return what the model answers, sharded, where ranks have unequal numbers of prompts; a step goes on after it.
+
+    Prompts are answered one by one and some end early, so that no two ranks make as many forwards.
+    """
     scorer = sharded(world)
     backward(world, scorer)
-    generator = Generator(scorer, byte_tokenizer(), world.device, max_new_tokens=4)
-    evaluator = AnswerEvaluator(generator, for_ranks_that_get_unequal_shares()[:2], lambda a, r: {}, world)
+    generator = Generator(scorer, byte_tokenizer(), ENDS, world, max_new_tokens=9, batch_size=1, gather=gather)
+    evaluator = AnswerEvaluator(generator, for_ranks_that_get_unequal_shares()[:5], lambda a, r: {}, world)
+    whole: list[bool] = []
+    block = scorer.model.model.layers[1]
+    watch = block.register_forward_pre_hook(
+        lambda *_: whole.append(not any(isinstance(p, DTensor) for p in scorer.model.model.layers[0].parameters()))
+    )
     found = [s.answer for s in evaluator().samples]
+    watch.remove()
+    assert set(whole) == {gather}, "the first block is whole while the second computes, or it is not"
+    assert all(isinstance(p, DTensor) for p in scorer.parameters())
     backward(world, scorer)
     return found
 
@@ -186,7 +205,7 @@ def everything(world: Any) -> dict[str, Any]:
         "bfloat16": {r: bfloat16_gradients(world, r) for r in meshes},
         "gathered": {r: gathered_after_forward(world, r) for r in meshes},
         "answered": answered(world),
-        "really answered": really_answered(world),
+        "really answered": {gather: really_answered(world, gather) for gather in (True, False)},
         "collectives": collectives(world),
     }
 
@@ -246,19 +265,28 @@ def test_answers_are_shared_out_over_ranks_and_every_example_counts_once(ranks: 
             assert sample.prompt == f"prompt of {e.num_prompt}" and sample.references == e.references
 
 
+@pytest.mark.parametrize("gather", [True, False])
 @pytest.mark.parametrize("ranks", MESHES)
-def test_a_sharded_model_answers_as_a_whole_one_does(ranks: int, on: Any) -> None:
+def test_a_sharded_model_answers_as_a_whole_one_does(ranks: int, gather: bool, on: Any) -> None:
+    """Also where it is never whole, and the ranks must run as many forwards though they have unequal prompts."""
     model, tokenizer = tiny_llama(), byte_tokenizer()
-    expected = []
-    for e in for_ranks_that_get_unequal_shares()[1::-1]:  # in the order of their ids
+    expected, lengths = [], set()
+    for e in for_ranks_that_get_unequal_shares()[4::-1]:  # in the order of their ids
         prompt = torch.from_numpy(e.tokens[: e.num_prompt].astype("int64"))[None]
         out = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, pad_token_id=2
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=9,
+            do_sample=False,
+            pad_token_id=2,
+            eos_token_id=sorted(ENDS),
         )
-        expected.append(tokenizer.decode(out[0, e.num_prompt :], skip_special_tokens=True).strip())
-    assert len(set(expected)) == 2
+        new = [t for t in out[0, e.num_prompt :].tolist() if t not in ENDS]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        lengths.add(len(new))
+    assert len(set(expected)) > 2 and len(lengths) > 1
     for found in on[ranks]:
-        assert found["really answered"] == expected
+        assert found["really answered"][gather] == expected
 
 
 @pytest.mark.parametrize("ranks", MESHES)

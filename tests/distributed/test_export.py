@@ -11,8 +11,10 @@ import torch
 from safetensors import safe_open
 
 from sftlab.checkpoints import hugging_face, manifest
-from sftlab.checkpoints.hugging_face import broadcast_weights, export, write_all_but_weights
+from sftlab.checkpoints.hugging_face import export, write_all_but_weights
+from sftlab.checkpoints.pretrained import broadcast_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
+from sftlab.common import checksums
 from sftlab.data.batch import collate
 from sftlab.data.example import Example
 from sftlab.data.forest import lay_out
@@ -104,7 +106,8 @@ def test_gauntlet_24_tied_embeddings_stay_tied_and_are_saved_once(
     assert seen["tied"] == [tied] * 3, "after sharding, of both models, and after the restore"
     assert seen["num_parameters"] == 2 * 9 + 2 + (not tied)
     assert seen["losses"][2] < seen["losses"][0] - 1
-    assert seen["restored_loss"] == seen["loss"] and seen["next"][0] == seen["next"][1] == seen["loss"]
+    assert seen["restored_loss"] == seen["loss"] and seen["next"][0] == seen["next"][1]
+    assert seen["next"][0] == pytest.approx(seen["loss"], rel=1e-6), "with gradients the head is another code path"
     assert seen["after"][0] == seen["after"][1] < seen["loss"], (
         "the optimiser's state of the shared weight came back too"
     )
@@ -174,7 +177,9 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             path.unlink()
 
     patch(shutil, "rmtree", delete_half)
-    patch(shutil, "copytree", shutil.copytree)  # all that is small is there, the weights are not
+    patch(hugging_face, "copy_plain")
+    patch(checksums, "write")
+    patch(hugging_face, "sync_tree")
     patch(hugging_face, "sync")
     patch(Path, "rename")
     yield counter

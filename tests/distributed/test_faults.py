@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from sftlab.data.plan import Plan
 from tests.runs import Trouble, compose, measured, run_all
-from tests.support import REPO, free_port
+from tests.support import REPO, free_port, warmed
 
 SETTINGS = ("trainer.max_steps=6", "trainer.save_every=2", "evaluation.num_answers=0")
 
@@ -75,7 +74,7 @@ def test_a_killed_rank_ends_the_others_within_a_minute(
         env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFTLAB_START_TIME": "now"}
-        command = [sys.executable, "-c", STORE + "main()", *typed]
+        command = [str(warmed().python), "-c", STORE + "main()", *typed]
         with (tmp_path / f"{rank}.err").open("w") as errors:
             ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors))
     try:

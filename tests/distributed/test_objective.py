@@ -1,5 +1,6 @@
 """The objective over microbatches and ranks, training and evaluating, against plain transformers on separate rows."""
 
+import time
 from functools import partial, partialmethod
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sftlab.checkpoints.hugging_face import broadcast_weights
+from sftlab.checkpoints.pretrained import broadcast_weights
 from sftlab.common.metrics import Metrics
 from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
@@ -18,6 +19,8 @@ from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.training.console import Console
+from sftlab.training.ending import Ending
+from sftlab.training.laps import Laps
 from sftlab.training.settings import TrainerSettings
 from sftlab.training.throughput import Throughput
 from sftlab.training.trainer import Trainer
@@ -78,11 +81,13 @@ def trainer(world: Any, scorer: Scorer, seen: Gradients) -> Trainer:
         checkpoints=unused,
         metrics=Metrics(None),
         console=Console(1, None, quiet=True),
-        throughput=Throughput(scorer, world),
+        throughput=Throughput(scorer, world, Laps(scorer, optimizer, world.device)),
         world=world,
         settings=TrainerSettings(batch_size=1, clip_grad_norm=None),
-        max_steps=1,
+        ending=Ending(world=world, last_step=1),
         stop=unused,
+        warm_up=unused,
+        around=unused,
     )
 
 
@@ -97,7 +102,7 @@ def everything(world: Any) -> dict[Any, Any]:
         seen: Gradients = {}
         examples = make()
         step = loader(world, examples, layout, per, len(examples)).step(1)
-        values = trainer(world, scorer, seen).train_step(1, step)
+        values = {**trainer(world, scorer, seen).train_step(1, step).read(), "train/targets": step.num_targets}
         shapes = [len(step.microbatches), sum(int(b.weight.sum()) for b in step.microbatches)]
         found[name, layout, per] = (values, {n: g.copy() for n, g in seen.items()}, shapes)
     for layout, batch_size, per in EVALUATED:
@@ -181,9 +186,10 @@ def test_gauntlet_03_the_denominator_counts_predictions_and_a_short_last_window_
         assert given.plan.steps_per_epoch == 3
         for step, chosen in ((1, examples[:6]), (3, examples[12:]), (4, examples[:6])):
             seen: Gradients = {}
-            values = trainer(one, scorer, seen).train_step(step, given.step(step))
+            data = given.step(step)
+            values = trainer(one, scorer, seen).train_step(step, data).read()
             loss, gradients, _, count = plain(chosen)
-            assert values["train/targets"] == count and values["train/examples"] == len(chosen)
+            assert data.num_targets == count and data.num_examples == len(chosen)
             assert values["train/loss"] == pytest.approx(loss, rel=1e-6)
             same(seen, gradients)
 
@@ -228,9 +234,11 @@ def test_gauntlet_26_tokens_effective_tokens_and_targets_are_three_numbers(one: 
                 assert s.num_examples == 12 == sum(b.num_examples for s in steps for b in s.microbatches)
                 assert s.num_nodes == sum(b.num_tokens for s in steps for b in s.microbatches)
             numbers[layout] = (through, steps[0].num_nodes)
+            small = Scorer(tiny_llama())
+            meter = Throughput(small, one, Laps(small, torch.optim.SGD(small.parameters()), one.device))
             clock = iter([100.0, 102.0])
             monkeypatch.setattr("sftlab.training.throughput.time.perf_counter", lambda clock=clock: next(clock))
-            meter = Throughput(Scorer(tiny_llama()), one)
+            meter.began_s = time.perf_counter()
             meter.add(steps[-1])
             rates = meter.take_rates()
             monkeypatch.undo()
@@ -253,7 +261,7 @@ def test_gauntlet_27_nothing_is_compiled_after_warm_up(layout: str, one: Any, mo
     scorer = Scorer(tiny_llama())
     scorer.model.config._attn_implementation = "sdpa"
     scorer = fsdp2(scorer, one, param_dtype="float32", compile=True)
-    examples = random_examples(40, seed=5, longest=120)
+    examples = random_examples(40, seed=5, longest=240)
     plan = Plan(np.arange(len(examples)), 3, seed=0, shuffle=True, group_by_prefix=False)
     made = Loader(examples, plan, RowLayout(layout, 512, 2, 0, 1, pad_token=2, fixed_shapes=True))
     shapes = []

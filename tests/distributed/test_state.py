@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sftlab.checkpoints import manifest
-from sftlab.checkpoints.hugging_face import broadcast_weights
+from sftlab.checkpoints.pretrained import broadcast_weights
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer

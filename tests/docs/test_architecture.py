@@ -3,11 +3,10 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from sftlab.__main__ import COMMANDS
-from tests.support import REPO, read_jsonl
+from tests.support import REPO, read_jsonl, warmed
 
 PAGE = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
 SETTINGS = ["trainer.max_steps=2", "evaluation.num_answers=2", "tracker=none"]
@@ -67,7 +66,9 @@ def test_the_worked_example_runs_in_a_folder_outside_the_project(tmp_path: Path)
     assert [module for module, _ in commands] == ["sftlab.preview", "sftlab.train", "sftlab.evaluate"]
     for module, arguments in commands:
         typed = [*arguments.split(), *(SETTINGS if module == "sftlab.train" else [])]
-        done = subprocess.run([sys.executable, "-m", module, *typed], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(warmed().python), "-m", module, *typed], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "out/evaluate/riddles/scores.json").read_text())
     assert scores["examples"] == 4 and set(scores["scores"]) >= {"loss", "exact_match"}

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
-from sftlab.inference.decoding import DecodingSettings, batches, decode
+from sftlab.inference.decoding import decode
+from sftlab.inference.next_token import DecodingSettings
+from sftlab.inference.shared_rows import batches
 from sftlab.models.scorer import Scorer
 from tests.support import random_examples
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from sftlab.common.words import plain
 from sftlab.config.groups import CONF
 from sftlab.config.overrides import GIVEN, quote
 from sftlab.data.formats.squad import Squad
@@ -17,8 +18,9 @@ from sftlab.data.render import Renderer
 from sftlab.generate import DECODING
 from sftlab.inference import chat
 from sftlab.inference.chat import stream
-from sftlab.inference.decoding import DecodingSettings, decode
+from sftlab.inference.decoding import decode
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
 from sftlab.inference.prompts import request
 from sftlab.inference.trained_model import resolve
 from tests.asymmetric import reciter
@@ -71,7 +73,7 @@ def test_the_answer_is_that_of_transformers(demo_run: Path, typed: Typed, loaded
 def test_gauntlet_09_11_a_prompt_has_the_tokens_it_was_trained_on(loaded: LoadedModel) -> None:
     fields = {"context": CONTEXT, "question": QUESTION, "answers": {"text": ["Ravi Merrow"]}}
     renderer = Renderer(loaded.tokenizer)
-    (example,) = renderer.examples([renderer.render(Squad().to_text(fields))], ["here"])
+    (example,) = renderer.examples(renderer.render(Squad().to_text(fields)), ["here"])
     trained_on = example.tokens[: example.num_prompt].tolist()
     asked = request(loaded, {"context": CONTEXT, "question": QUESTION}, Squad())
     assert asked.tokens.tolist() == trained_on == loaded.encode(PROMPT).tolist()
@@ -175,7 +177,7 @@ def test_quoting_leaves_other_keys_to_hydra() -> None:
 
 
 def test_help_is_quick_and_shows_examples(tmp_path: Path) -> None:
-    shown = command("generate", "--help", cwd=tmp_path).stdout
+    shown = command("generate", "--help", cwd=tmp_path, cold=True).stdout
     assert shown.count("  python -m sftlab.generate") == 4 and "hydra" not in shown.lower()
 
 
@@ -193,10 +195,10 @@ HOT = {"temperature": 9.0, "max_new_tokens": 9}
     ("key", "value"), [("max_new_tokens", 5), ("temperature", 6.0), ("top_k", 2), ("top_p", 0.25), ("seed", 11)]
 )
 def test_each_setting_of_sampling_reaches_the_answer(key: str, value: Any, listening_run: Path, typed: Typed) -> None:
-    plain, changed = (sampled(listening_run, ["Who counts?"], **how)[0] for how in (HOT, HOT | {key: value}))
-    assert plain != changed  # or the test would not see the setting
+    usual, changed = (sampled(listening_run, ["Who counts?"], **how)[0] for how in (HOT, HOT | {key: value}))
+    assert usual != changed  # or the test would not see the setting
     given = [f"{k}={v}" for k, v in (HOT | {key: value}).items()]
-    assert typed("generate", f"run={listening_run}", "prompt=Who counts?", *given) == changed + "\n"
+    assert typed("generate", f"run={listening_run}", "prompt=Who counts?", *given) == plain(changed) + "\n"
 
 
 def test_settings_that_are_not_given_are_those_of_decoding(listening_run: Path) -> None:
@@ -252,8 +254,8 @@ def test_a_system_message_is_heard(listening_run: Path, typed: Typed) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     how = DecodingSettings(max_new_tokens=6, temperature=0.1)
     ((_, tokens),) = decode(model.scorer, [model.encode_chat(messages)], how, model.turn_ends())
-    plain, brief = turn(), turn("system=Be brief.")
-    assert brief.split() == model.decode_text(tokens).split() and plain != brief
+    usual, brief = turn(), turn("system=Be brief.")
+    assert brief.split() == plain(model.decode_text(tokens)).split() and usual != brief
 
 
 @pytest.fixture(scope="module")

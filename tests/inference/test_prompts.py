@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sftlab.data.formats.squad import Squad
-from sftlab.inference.decoding import DecodingSettings
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
 from sftlab.inference.prompts import Request, answer_file, read_requests, read_rows, request
 from sftlab.inference.trained_model import TrainedModel
 from tests.asymmetric import model_that_listens, reciter
@@ -76,6 +76,24 @@ def test_the_row_at_fault_is_named_by_its_line_in_the_file(listens: LoadedModel,
 
 def asked(loaded: LoadedModel, *texts: str) -> list[Request]:
     return [request(loaded, {"prompt": text}, None) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"prompt": "a", "n": ' + "7" * 5000 + "}",
+        '{"prompt": "a \\ud83d"}',
+        '{"messages": ["a"]}',
+        '{"messages": [{"role": "user", "content": "\\udfff"}]}',
+    ],
+)
+def test_an_odd_row_is_named_whatever_it_holds(listens: LoadedModel, tmp_path: Path, odd: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"prompt": "a"}}\n{odd}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: ") as error:
+        read_requests(listens, file, None)
+    str(error.value).encode()
 
 
 def test_samples_are_the_same_whether_a_file_was_answered_at_once_or_gone_on_with(

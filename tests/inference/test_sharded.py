@@ -1,17 +1,16 @@
 """Answers within a run are those of `generate`, prompt by prompt, and the model trains on as if there were none."""
 
-import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from sftlab.inference.sharded import Generator, inference
+from sftlab.inference.sharded import Generator, fits, inference
 from sftlab.models.scorer import Scorer
+from sftlab.parallel.fsdp2 import fsdp2
+from sftlab.parallel.world import World
 from tests.support import byte_tokenizer, random_examples, tiny_llama
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,41 +42,35 @@ def alone(scorer: Scorer, prompt: Any, most: int, eos: int) -> list[int]:
     return [int(t) for t in out[0, len(prompt) :]]
 
 
+def generator(scorer: Scorer, tokenizer: Any, **how: Any) -> Generator:
+    return Generator(scorer, tokenizer, frozenset({tokenizer.eos_token_id}), cast(Any, None), **how, gather=True)
+
+
 def test_answers_are_in_the_order_of_their_prompts_and_those_of_each_alone(
-    scorer: Scorer, tokenizer: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch
+    scorer: Scorer, tokenizer: Any, prompts: list[Any]
 ) -> None:
     expected = [tokenizer.decode(alone(scorer, p, 5, 1), skip_special_tokens=True).strip() for p in prompts]
-    shapes: list[tuple[int, int]] = []
-    generate = scorer.model.generate
+    seen: list[int] = []
 
-    def spy(**given: Any) -> Any:
-        shapes.append(tuple(given["input_ids"].shape))
-        assert (given["input_ids"][given["attention_mask"] == 0] == 2).all()
-        assert (
-            not scorer.training and not torch.is_grad_enabled() and scorer.model.config._attn_implementation == "sdpa"
-        )
-        return generate(**given)
+    def spy(module: Any, given: Any, named: Any) -> None:
+        seen.append(len(named["input_ids"]))
+        assert not scorer.training and not torch.is_grad_enabled() and module.config._attn_implementation == "sdpa"
 
-    monkeypatch.setattr(scorer.model, "generate", spy)
-    assert Generator(scorer, tokenizer, CPU, max_new_tokens=5, batch_size=4).answers(prompts) == expected
-    assert len(set(expected)) > 8
-    longest = sorted(map(len, prompts), reverse=True)
-    assert shapes == [(4, longest[0]), (4, longest[4]), (3, longest[8])], "prompts of like length together"
+    watch = scorer.model.model.register_forward_pre_hook(spy, with_kwargs=True)
+    assert generator(scorer, tokenizer, max_new_tokens=5, batch_size=4).answers(prompts) == expected
+    watch.remove()
+    assert len(set(expected)) > 8 and max(seen) <= 4
 
 
 def test_no_prompts_have_no_answers(scorer: Scorer, tokenizer: Any) -> None:
-    assert Generator(scorer, tokenizer, CPU).answers([]) == []
+    assert generator(scorer, tokenizer).answers([]) == []
 
 
-def test_an_answer_ends_at_the_tokenizers_end(scorer: Scorer, tokenizer: Any, prompts: list[Any]) -> None:
-    """Where the model wrote some token in the middle of an answer, it is made to write the end."""
+def test_an_answer_ends_at_one_of_its_ends(scorer: Scorer, tokenizer: Any, prompts: list[Any]) -> None:
     free = alone(scorer, prompts[0], 8, -1)
     assert free[3] not in free[:3] and 1 not in free
-    ending = copy.deepcopy(scorer)
-    with torch.no_grad():
-        head = ending.model.lm_head.weight
-        head[[1, free[3]]] = head[[free[3], 1]]
-    (answer,) = Generator(ending, tokenizer, CPU, max_new_tokens=8).answers(prompts[:1])
+    ending = Generator(scorer, tokenizer, frozenset({1, free[3]}), cast(Any, None), max_new_tokens=8, gather=True)
+    (answer,) = ending.answers(prompts[:1])
     assert answer == tokenizer.decode(free[:3], skip_special_tokens=True).strip() != ""
 
 
@@ -88,26 +81,28 @@ def test_an_answer_has_as_many_tokens_as_it_may(
     lengths: list[int] = []
     monkeypatch.setattr(Generator, "decode_text", lambda self, tokens: lengths.append(len(tokens)) or "x")
     tokenizer.eos_token = "<s>"
-    Generator(scorer, tokenizer, CPU, max_new_tokens=most).answers(prompts[:3])
+    generator(scorer, tokenizer, max_new_tokens=most).answers(prompts[:3])
     assert lengths == [most] * 3
 
 
-def test_without_a_padding_token_prompts_are_padded_with_the_end(
-    scorer: Scorer, tokenizer: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_whole_where_what_is_missing_is_at_most_half_of_what_is_free(
+    one: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = Generator(scorer, tokenizer, CPU, 5).answers(prompts)
-    tokenizer.pad_token = None
-    given: list[Any] = []
-    generate = scorer.model.generate
-    monkeypatch.setattr(scorer.model, "generate", lambda **g: given.append(g) or generate(**g))
-    assert Generator(scorer, tokenizer, CPU, 5).answers(prompts) == expected
-    assert set(given[0]["input_ids"][given[0]["attention_mask"] == 0].tolist()) == {1}
-    assert given[0]["generation_config"].pad_token_id == 1
+    """Two thirds of every parameter lie elsewhere, and each takes two bytes in bfloat16."""
+    scorer = fsdp2(Scorer(tiny_llama()), one, param_dtype="bfloat16")
+    whole = sum(p.numel() for p in scorer.parameters())
+    assert fits(scorer, one), "nothing is missing"
+    monkeypatch.setattr("sftlab.inference.sharded.local_part", lambda p: p.to_local().flatten()[: p.numel() // 3])
+    missing = 2 * sum(p.numel() - p.numel() // 3 for p in scorer.parameters())
+    assert whole < missing < 2 * whole
+    for free, expected in ((2 * missing, True), (2 * missing - 2, False)):
+        monkeypatch.setattr("sftlab.inference.sharded.free_bytes", lambda device, free=free: free)
+        assert fits(scorer, one) == expected
 
 
 def test_special_tokens_are_no_text(scorer: Scorer, tokenizer: Any) -> None:
     tokens = np.array([0, *tokenizer("bread", add_special_tokens=False).input_ids, 1, 2], np.int32)
-    assert Generator(scorer, tokenizer, CPU).decode_text(tokens) == "bread"
+    assert generator(scorer, tokenizer).decode_text(tokens) == "bread"
 
 
 def test_an_error_in_between_leaves_the_model_training_with_its_own_attention(scorer: Scorer) -> None:
@@ -122,5 +117,5 @@ def test_an_error_in_between_leaves_the_model_training_with_its_own_attention(sc
 
 
 def test_what_an_option_is_where_nobody_sets_it(scorer: Scorer, tokenizer: Any) -> None:
-    made = Generator(scorer, tokenizer, CPU)
-    assert (made.max_new_tokens, made.batch_size) == (32, 32)
+    made = Generator(scorer, tokenizer, frozenset(), cast(Any, None))
+    assert (made.max_new_tokens, made.batch_size, made.gather) == (32, 32, "auto")

@@ -123,12 +123,14 @@ def test_each_part_of_a_model_is_loaded_from_the_same_revision_and_as_trusted(
 
     for loader in (AutoTokenizer, AutoConfig, AutoModelForCausalLM):
         monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
-    getattr(TrainedModel("run", "ada/base", None, {"model": {"trust_remote_code": True}}, "v2"), part)()
-    (asked,) = seen
-    assert (asked["name"], asked["revision"], asked["trust_remote_code"]) == ("ada/base", "v2", True)
+    config = {"model": {"trust_remote_code": True}}
+    for trust in (False, True):  # the user's word counts, the config's does not
+        getattr(TrainedModel("run", "ada/base", None, config, "v2", trust), part)()
+        asked = seen.pop()
+        assert (asked["name"], asked["revision"], asked["trust_remote_code"]) == ("ada/base", "v2", trust)
 
 
-def test_code_from_the_hub_runs_only_where_the_run_allowed_it(
+def test_a_model_s_own_code_runs_by_the_user_s_word_and_not_by_the_run_s_config(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers.dynamic_module_utils as dynamic
@@ -143,11 +145,10 @@ def test_code_from_the_hub_runs_only_where_the_run_allowed_it(
     (folder / "configuration_talking.py").write_text(
         "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own_talking'\n"
     )
-    for allowed in ({}, {"model": {}}, {"model": {"trust_remote_code": False}}, None):
-        with pytest.raises(ValueError, match="does not load as a model"):
+    for allowed in ({}, {"model": {"trust_remote_code": False}}, {"model": {"trust_remote_code": True}}, None):
+        with pytest.raises(ValueError, match=r"configuration_talking\.Own.*trust=true"):
             TrainedModel("m", str(folder), config=allowed).load_config()
-    allowed = {"model": {"trust_remote_code": True}}
-    assert type(TrainedModel("m", str(folder), config=allowed).load_config()).__name__ == "Own"
+    assert type(TrainedModel("m", str(folder), trust=True).load_config()).__name__ == "Own"
 
 
 def test_the_fingerprint_goes_by_revision_and_every_file_that_a_model_is_made_of(tmp_path: Path) -> None:

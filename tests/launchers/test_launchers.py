@@ -63,7 +63,10 @@ def test_every_option_reaches_the_script(tmp_path):
     assert {k: v for k, v in lines.items() if k not in ("job-name", "output", "error", "open-mode")} == expected
     shell = made.split("# setup")[1]
     assert shell.index("module load cuda") < shell.index(f"PYTHONPATH={tmp_path}/code")
-    assert "export SRUN_CPUS_PER_TASK=12" in shell and "apptainer exec x.sif python -u -m submitit" in shell
+    assert (
+        "export SRUN_CPUS_PER_TASK=12" in shell
+        and "apptainer exec x.sif python -u -m sftlab.launchers.submitted" in shell
+    )
     assert "--kill-on-bad-exit=1" in shell
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from sftlab.common.process import birth
 from sftlab.launchers import local
 from sftlab.launchers.launcher import make_launcher
-from sftlab.launchers.local import Local, Processes, birth
+from sftlab.launchers.local import Local, Processes
 from sftlab.sweeps import launch as launching
 from sftlab.sweeps.record import Sweep
 from tests.pretend import Clients, make_code, said, wait_for
@@ -48,9 +49,9 @@ def make_sweep(folder: Path, *does: str) -> Sweep:
     return made
 
 
-def options(processes: int = 1, points: int = 1) -> dict[str, Any]:
-    made = {"processes_per_node": processes, "parallel_points": points, "dry_run": False}
-    return {"_target_": "sftlab.launchers.local.Local", **made}
+def options(processes: int = 1, points: int = 1, **more: Any) -> dict[str, Any]:
+    made = {"processes_per_node": processes, "parallel_points": points, "dry_run": False, **more}
+    return {"_target_": f"{Local.__module__}.{Local.__name__}", **made}
 
 
 def make_local(processes: int = 1, points: int = 1) -> Local:
@@ -117,6 +118,7 @@ def test_every_rank_is_told_its_place_and_runs_the_copied_code(
     tmp_path: Path, code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.chdir(tmp_path)
     sweep = make_sweep(tmp_path, "", "")
     (tmp_path / "s" / "sftlab").mkdir()  # would be taken for the package, if the working directory came first
     assert launching.launch(sweep, [1], options(3)).job_id(1) is None
@@ -230,6 +232,18 @@ def test_no_more_points_run_than_there_are_slots(tmp_path: Path, code: Path) -> 
     launching.launch(sweep, [0, 1, 2, 3], options(1, 2))
     seen = [int((folder / str(num) / "together").read_text()) for num in range(4)]
     assert max(seen) == 2
+
+
+def test_with_fail_fast_a_failed_point_ends_the_others(tmp_path: Path, code: Path) -> None:
+    """The second fails while the first runs, which saves and stops; the third never starts."""
+    folder = tmp_path / "s"
+    sweep = make_sweep(
+        tmp_path, SAVES + "import time; time.sleep(60)", f"wait_for('{folder}/0/ready'); sys.exit(3)", ""
+    )
+    looks: list[int] = []
+    launching.launch(sweep, [0, 1, 2], options(1, 2, fail_fast=True), lambda: looks.append(1))
+    assert (folder / "0" / "saved").exists() and summary(sweep, 1)["status"] == "failed" and looks
+    assert not (folder / "2" / "said_0.json").exists() and summary(sweep, 2) == {}
 
 
 def test_the_command_of_a_dry_run_is_the_one_that_would_run(tmp_path: Path, code: Path) -> None:
@@ -350,7 +364,13 @@ def test_a_point_that_was_asked_to_stop_has_stopped_and_not_failed(tmp_path: Pat
         ends()
         until_dead(launcher, sweep.run_dir(0))
         assert summary(sweep, 0) == {"status": "stopped"}
-    (sweep.run_dir(0) / "do.py").write_text("sys.exit(75)")  # by itself, later: this one was not asked
+    (sweep.run_dir(0) / "do.py").write_text(
+        "sys.exit(75)"
+    )  # by itself, later: told by somebody else, a closed terminal
+    launcher.start(sweep.to_run([0], code))
+    until_dead(launcher, sweep.run_dir(0))
+    assert summary(sweep, 0) == {"status": "stopped"}
+    (sweep.run_dir(0) / "summary.json").unlink()  # and this one says nothing
     launcher.start(sweep.to_run([0], code))
     until_dead(launcher, sweep.run_dir(0))
     assert summary(sweep, 0)["error"] == "ProcessEnded: rank 0 ended by exit code 75"

@@ -78,7 +78,8 @@ IN_SCRIPT: Mapping[str, tuple[Any, str]] = {
     "setup": (["module load x"], "module load x"),
     "sbatch": ({"mail_type": "END"}, "#SBATCH --mail-type=END"),
 }
-ELSEWHERE = {"_target_", "python", "max_stalled", "wait", "dry_run"}  # each has a test of its own
+# Each has a test of its own.
+ELSEWHERE = {"_target_", "python", "max_stalled", "wait", "dry_run", "fail_fast", "device", "check_memory"}
 
 
 def test_every_key_of_the_slurm_options_has_a_test() -> None:
@@ -98,7 +99,7 @@ def test_the_name_the_logs_and_the_python_are_in_the_script(tmp_path: Path) -> N
     assert "#SBATCH --job-name=tuned" in lines and "#SBATCH --open-mode=append" in lines
     assert f"#SBATCH --output={tmp_path}/.submitit/%j/%j_0_log.out" in lines
     assert f"#SBATCH --chdir={tmp_path}" in lines  # submitted from elsewhere: paths in configs are meant against it
-    assert any(f" {shlex.quote(sys.executable)} -u -m submitit.core._submit" in line for line in lines)
+    assert any(f" {shlex.quote(sys.executable)} -u -m sftlab.launchers.submitted" in line for line in lines)
     assert any(" singularity run x python -u -m" in s for s in script(tmp_path, python="singularity run x python"))
     assert not [s for s in lines if s.startswith("#SBATCH --array")]  # one point is one job
     here = script(tmp_path, cwd=os.getcwd())
@@ -137,7 +138,7 @@ def test_the_shell_lines_run_the_copied_code_with_threads_that_fit(
     expected = [
         "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT",
         "module load x",
-        f"export PYTHONSAFEPATH=1 PYTHONPATH={tmp_path}/code:{tmp_path}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONSAFEPATH=1 PYTHONPATH={tmp_path}/code${{PYTHONPATH:+:$PYTHONPATH}}",
         *([f"export SRUN_CPUS_PER_TASK={cpus}"] if cpus else []),
         *([f"export OMP_NUM_THREADS={threads}"] if threads else []),
     ]
@@ -175,7 +176,7 @@ def test_points_are_queued_as_one_array_in_the_order_of_their_numbers(tmp_path: 
     assert Sweep.read(sweep.folder) == queued
     assert queued.launcher == options(max_stalled=9, qos="long")
     assert "#SBATCH --array=0-1%2" in programs.script() and "#SBATCH --qos=long" in programs.script()
-    assert f"PYTHONPATH={sweep.folder}/code:" in programs.script()
+    assert f"PYTHONPATH={sweep.folder}/code$" in programs.script()
     for job_id, num in (("50_0", 2), ("50_1", 0)):
         delayed = submitted(sweep, job_id)
         assert (delayed.function.run_dir, delayed.function.max_stalled) == (str(sweep.folder / str(num)), 9)
@@ -210,6 +211,39 @@ def test_a_job_that_submits_hides_its_own_variables_from_sbatch(
     monkeypatch.delenv("SLURM_JOB_ID")  # on a login node the user's own defaults for sbatch stand
     with clean_environment():
         assert os.environ["SBATCH_QOS"] == "7"
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(3, [3, 3, 1]), (4, [4, 3]), (7, [7]), (1001, [7])])
+def test_an_array_longer_than_slurm_takes_is_split(
+    tmp_path: Path, programs: Clients, most: int, sizes: list[int]
+) -> None:
+    programs.answer("scontrol", f"MaxArraySize            = {most}\n")
+    programs.answer("sbatch", *(f"Submitted batch job {50 + i}\n" for i in range(3)))
+    sweep = launch(make_sweep(tmp_path / "s", num=7), list(range(7)), options(array_parallelism=6))
+    ids = [f"{50 + i}_{k}" if size > 1 else f"{50 + i}" for i, size in enumerate(sizes) for k in range(size)]
+    assert [sweep.job_id(num) for num in range(7)] == ids
+    for i, size in enumerate(sizes, 1):
+        arrays = [line for line in programs.script(i).splitlines() if line.startswith("#SBATCH --array")]
+        assert arrays == ([f"#SBATCH --array=0-{size - 1}%{6 // len(sizes)}"] if size > 1 else [])
+
+
+def test_of_several_arrays_none_stays_queued_if_one_is_refused(tmp_path: Path, programs: Clients) -> None:
+    programs.answer("scontrol", "MaxArraySize = 2\n")
+    programs.answer("scancel")
+    sbatch = (programs.dir / "sbatch").read_text().replace("exit $(", "[ $(wc -l < {0}) -lt 2 ] && exit 0\nexit 1 # $(")
+    programs.answer("sbatch", "Submitted batch job 50\n")
+    sbatch = sbatch.format(programs.dir / ".sbatch.calls") if "{0}" in sbatch else sbatch
+    (programs.dir / "sbatch").write_text(sbatch)
+    with pytest.raises(LaunchError, match="nothing is queued"):
+        launch(make_sweep(tmp_path / "s", num=4), list(range(4)), options())
+    assert programs.calls("scancel") == [["50"]]
+
+
+def test_arrays_that_cannot_share_their_parallelism_are_refused(tmp_path: Path, programs: Clients) -> None:
+    programs.answer("scontrol", "MaxArraySize = 2\n")
+    with pytest.raises(LaunchError, match=r"4 points are 2 arrays here \(MaxArraySize=2\).*raise it to 2"):
+        launch(make_sweep(tmp_path / "s", num=4), list(range(4)), options(array_parallelism=1))
+    assert not programs.calls("sbatch")
 
 
 def test_variables_come_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

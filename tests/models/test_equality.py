@@ -15,6 +15,8 @@ from sftlab.data.example import Example
 from sftlab.data.forest import lay_out, row, sort_key
 from sftlab.models import blocks
 from sftlab.models.scorer import Scorer
+from tests.data.test_turns import QWEN3
+from tests.data.test_turns import made as worded
 from tests.support import tiny_llama
 
 SDPA = ("sdpa", blocks.NAME)
@@ -71,12 +73,12 @@ def exact_norms_and_rotary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def separate(model: Any, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
     """Return loss and gradients of the model's own forward, one example a row, plain causal attention."""
     model.zero_grad()
-    count = sum(int(e.supervised.sum()) for e in examples)
+    count = sum(float(e.target_weights.sum()) for e in examples)
     loss = torch.zeros((), dtype=torch.float64)
     for e in examples:
         ids = torch.from_numpy(e.tokens.astype(np.int64))
-        labels = torch.where(torch.from_numpy(e.supervised), ids, -100)[1:]
-        loss = loss + F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], labels, reduction="sum")
+        nll = F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
+        loss = loss + (nll * torch.from_numpy(e.target_weights[1:])).sum()
     (loss / count).backward()
     return float(loss.detach() / count), {n: p.grad.clone() for n, p in model.named_parameters()}
 
@@ -143,6 +145,26 @@ def test_gauntlet_15_a_forest_equals_separate_rows_in_float64(attention: str, la
     ours, found, _ = forest(model, examples, layout)
     assert abs(ours - loss) < 1e-10
     assert difference(found, gradients) < 1e-8
+
+
+@pytest.mark.usefixtures("exact_norms_and_rotary")
+def test_gauntlet_15_34_turns_that_are_taken_apart_equal_rows_of_their_own_in_float64() -> None:
+    """Reasoning over five turns in a template that drops it from history: nothing but the sharing differs."""
+    messages = []
+    for i in range(5):
+        messages.append(
+            {"role": "user", "content": f"The keeper counts {i} steps, and how many are there in the night?"}
+        )
+        messages.append({"role": "assistant", "content": f"{i} steps", "reasoning_content": f"the keeper counts {i}"})
+    messages[3]["weight"] = 0.25
+    _, examples = worded(QWEN3, messages)
+    assert len(examples) == 5
+    model = double("sdpa", vocab_size=512)
+    loss, gradients = separate(model, examples)
+    ours, found, batch = forest(model, examples, "tree")
+    assert abs(ours - loss) < 1e-10
+    assert difference(found, gradients) < 1e-8
+    assert batch.num_tokens < 0.6 * sum(map(len, examples))
 
 
 # Isolation ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every option of a model reaches what it is for: tokenizer, revision, seed, attention, the shape built from YAML."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sftlab.models.load import Model, check_vocabulary, skeleton
+from sftlab.models.load import Model, skeleton
+from sftlab.models.vocabulary import check_vocabulary
 from tests.support import byte_tokenizer, make_model_folder, tiny_llama
 
 CPU = torch.device("cpu")
@@ -67,16 +69,19 @@ def test_revision_and_trust_reach_the_hub_with_all_that_is_loaded(monkeypatch: p
 
         def load(name: str, kind: Any = kind, **options: Any) -> Any:
             asked[kind.__name__] = name, options
-            return AutoConfig.for_model(**SHAPE)
+            found = AutoConfig.for_model(**SHAPE)
+            return (found, {"missing_keys": [], "mismatched_keys": []}) if "output_loading_info" in options else found
 
         monkeypatch.setattr(kind, "from_pretrained", load)
-    model = Model("some/model", tokenizer="other/words", revision="v7", trust_remote_code=True)
+    model = Model("some/model", tokenizer="other/words", revision="v7", tokenizer_revision="w2", trust_remote_code=True)
     config = model.load_config(CPU)
     model.load_tokenizer()
     model.load_weights(config, 0)
     own = {"revision": "v7", "trust_remote_code": True}
-    assert asked["AutoTokenizer"] == ("other/words", own) and asked["AutoConfig"] == ("some/model", own)
-    assert asked["AutoModelForCausalLM"] == ("some/model", {"config": config, "dtype": torch.float32, **own})
+    assert asked["AutoTokenizer"] == ("other/words", own | {"revision": "w2"}), "another repository's"
+    assert asked["AutoConfig"] == ("some/model", own)
+    whole = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    assert asked["AutoModelForCausalLM"] == ("some/model", {"config": config, "dtype": torch.float32, **whole, **own})
     Model("some/model").load_tokenizer()
     assert asked["AutoTokenizer"] == ("some/model", {"revision": None, "trust_remote_code": False})
 
@@ -144,30 +149,39 @@ def test_the_attention_is_the_one_asked_for(attention: str, expected: str, model
     assert Model(str(model_folder), attention=attention).load_config(CPU)._attn_implementation == expected
 
 
-def test_attention_for_a_gpu_and_for_a_cpu(model_folder: Path) -> None:
+def test_attention_for_a_gpu_and_for_a_cpu(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
     cuda = torch.device("cuda")
     folder = str(model_folder)
     assert Model(folder).load_config(cuda)._attn_implementation == "flex_attention"
     assert Model(folder, attention="flex").load_config(cuda)._attn_implementation == "flex_attention"
     assert Model(folder, attention="sdpa").load_config(cuda)._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match=r"model\.attention=flex needs CUDA"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.attention=flex is impossible for llama on cpu: FlexAttention has no backward.*or blocks",
+    ):
         Model(folder, attention="flex").load_config(CPU)
-    with pytest.raises(ValueError, match=r"model\.attention=blocks needs a CPU.*; this is llama on cuda\. Use auto"):
+    with pytest.raises(
+        ValueError, match=r"model\.attention=blocks is impossible for llama on cuda: it needs a CPU.*Use auto"
+    ):
         Model(folder, attention="blocks").load_config(cuda)
 
 
 def test_model_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"^model\.init=zeros: expected pretrained or random$"):
         Model("x", init="zeros")
-    with pytest.raises(ValueError, match=r"^model\.attention=eager: expected auto, flex, blocks or sdpa$"):
-        Model("x", attention="eager")
+    with pytest.raises(ValueError, match=r"^model\.attention=fast: expected auto, flex, blocks, sdpa, eager$"):
+        Model("x", attention="fast")
 
 
 def test_a_tokenizer_may_have_as_many_tokens_as_the_model_embeds_and_no_more(tmp_path: Path) -> None:
     tok = byte_tokenizer()
     check_vocabulary(tiny_llama(vocab=320).config, tok)
     check_vocabulary(tiny_llama(vocab=400).config, tok)
-    with pytest.raises(ValueError, match="has 320 tokens, the model embeds 319: they do not belong together"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 320 tokens, the model embeds 319\. If .* model\.vocabulary_multiple=1 .* model\.tokenizer",
+    ):
         check_vocabulary(tiny_llama(vocab=319).config, tok)
 
 
@@ -177,3 +191,46 @@ def test_a_model_named_with_a_tilde_is_looked_for_at_home(tmp_path: Path, monkey
     model = Model("~/mine")
     config = model.load_config(CPU)
     assert len(model.load_tokenizer()) == 320 and model.load_weights(config, 0).config.vocab_size == 320
+
+
+def rewritten(folder: Path, **settings: Any) -> Model:
+    """Return a model option of a folder whose config.json says something else."""
+    file = make_model_folder(folder) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return Model(str(folder))
+
+
+def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused_not_filled_up_at_random(tmp_path: Path) -> None:
+    for name, settings, said in (
+        ("layers", {"num_hidden_layers": 3}, r"9 weights .* such as model\.layers\.2\.\S+ is missing"),
+        (
+            "shape",
+            {"intermediate_size": 80},
+            r"is \(32, 64\) and should be \(32, 80\)|is \(64, 32\) and should be \(80, 32\)",
+        ),
+    ):
+        model = rewritten(tmp_path / name, **settings)
+        with pytest.raises(ValueError, match=said):
+            model.load_weights(model.load_config(CPU), 0)
+
+
+def test_what_is_no_model_to_train_says_what_it_is_and_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"new: transformers \S+ does not know models of type llama9\. A newer one"):
+        rewritten(tmp_path / "new", model_type="llama9").load_config(CPU)
+    AutoConfig.for_model("t5", d_model=16).save_pretrained(tmp_path / "t5")
+    with pytest.raises(
+        ValueError, match=r"t5 is of type t5, which transformers does not have as a causal language model"
+    ):
+        Model(str(tmp_path / "t5")).load_config(CPU)
+    (make_model_folder(tmp_path / "empty") / "model.safetensors").unlink()
+    empty = Model(str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"a config and no weights .* model\.init=random"):
+        empty.load_weights(empty.load_config(CPU), 0)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    for load in (
+        Model(str(tmp_path / "adapter")).load_tokenizer,
+        lambda: Model(str(tmp_path / "adapter")).load_config(CPU),
+    ):
+        with pytest.raises(ValueError, match=r"holds an adapter, .* model\.name_or_path=some/base, or merge"):
+            load()

@@ -9,7 +9,6 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import flex_attention as transformers_flex
 
-from sftlab.models.load import DEMO, Model, best_attention
 from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
 from tests.support import tiny_llama
@@ -117,25 +116,25 @@ def test_positions_that_do_not_restart_are_found(monkeypatch: pytest.MonkeyPatch
         probe(Scorer(model), "packed", CPU)
 
 
-@pytest.mark.parametrize(("kind", "unread"), [("granite", {"logit_scale": 1.0}), ("gemma2", {"logit_cap": None})])
+@pytest.mark.parametrize(("kind", "unread"), [("granite", {"scale": 1.0}), ("gemma2", {"cap": None})])
 def test_logits_that_are_not_the_models_own_are_found(kind: str, unread: dict[str, Any]) -> None:
     scorer = scorer_of(kind, ORDINARY[kind])
-    vars(scorer).update(unread)
+    vars(scorer.loss).update(unread)
     for layout in (*LAYOUTS, "padded"):
         with pytest.raises(ValueError, match="changes its logits in a way that the scorer does not know"):
             probe(scorer, layout, CPU)
 
 
-def test_it_costs_four_forwards_of_32_tokens_and_compiles_nothing() -> None:
+def test_it_costs_five_forwards_of_at_most_48_tokens_and_compiles_nothing() -> None:
     scorer = Scorer(tiny_llama())
     scorer.model.config._attn_implementation = "sdpa"
     seen: list[int] = []
     scorer.model.model.embed_tokens.register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
     scorer.model.model.layers[0].compile(backend=lambda graph, given: pytest.fail("this takes minutes on a GPU"))
     probe(scorer, "tree", CPU)
-    assert seen == [32] * 4
+    assert seen == [48] * 3 + [32] * 2
     probe(scorer, "padded", CPU)
-    assert seen == [32] * 6
+    assert seen[5:] == [48] * 3 + [32] * 2
     assert all(p.grad is None for p in scorer.parameters())
 
 
@@ -150,14 +149,14 @@ def test_a_model_that_caps_its_logits_passes(kind: str, attention: str, monkeypa
 
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", eager)  # nothing is compiled on a CPU
     scorer = scorer_of(kind, CAPPED, attention)
-    assert scorer.logit_cap == 0.05
+    assert scorer.loss.cap == 0.05
     for layout in (*LAYOUTS, "padded"):
         probe(scorer, layout, CPU)
 
 
 def test_a_cap_on_the_logits_that_the_scorer_does_not_know_is_found() -> None:
     scorer = scorer_of("gemma3_text", CAPPED)
-    scorer.logit_cap = None
+    scorer.loss.cap = None
     with pytest.raises(ValueError, match="changes its logits in a way that the scorer does not know"):
         probe(scorer, "padded", CPU)
 
@@ -172,7 +171,7 @@ def test_a_leak_as_small_as_a_few_hundred_thousandths_is_found_and_rounding_is_n
 
 def test_half_precision_may_be_as_far_off_as_its_rounding() -> None:
     half, whole = Scorer(tiny_llama().bfloat16()), Scorer(tiny_llama())
-    half.logit_scale = whole.logit_scale = 1.01
+    half.loss.scale = whole.loss.scale = 1.01
     probe(half, "padded", CPU)
     with pytest.raises(ValueError, match="changes its logits in a way that the scorer does not know"):
         probe(whole, "padded", CPU)
@@ -195,23 +194,27 @@ def test_a_model_that_cannot_take_rows_of_several_examples_is_told_so() -> None:
             raise TypeError("one row at a time is not for me")
 
     scorer.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
-    said = r"does not take rows of several examples \(TypeError: one row .*\): use data\.layout=padded"
+    said = r"does not take rows of several examples \(TypeError: one row .*\)\. .* use data\.layout=padded"
     with pytest.raises(ValueError, match=said):
         probe(scorer, "tree", CPU)
+    assert scorer.apart is None
     probe(scorer, "padded", CPU)
+    assert scorer.apart and scorer.apart.startswith("does not take rows of several examples"), (
+        "so answers have their own"
+    )
 
 
-def test_it_costs_a_few_forwards_of_32_tokens_and_leaves_the_model_as_it_was() -> None:
+def test_it_costs_a_few_forwards_of_48_tokens_and_leaves_the_model_as_it_was() -> None:
     model = tiny_llama()
     scorer, asked = Scorer(model), []
     before = {name: p.clone() for name, p in model.named_parameters()}
     hook = lambda m, args, kwargs: asked.append(kwargs["input_ids"].numel())  # noqa: E731
     model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
     probe(scorer, "tree", CPU)
-    assert asked == [32] * 4
+    assert asked == [48] * 3 + [32] * 2
     asked.clear()
     probe(scorer, "padded", CPU)
-    assert asked == [32] * 2
+    assert asked == [48] * 3 + [32] * 2
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
 
 
@@ -244,12 +247,3 @@ def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, m
     train.main()
     losses = [line["train/loss"] for line in read_jsonl(tmp_path / "padded" / "metrics.jsonl")]
     assert len(losses) == 2 and losses[1] < losses[0]
-
-
-def test_the_best_attention_that_transformers_has_is_chosen() -> None:
-    cuda = torch.device("cuda")
-    llama, gpt2, oss = (AutoConfig.for_model(kind) for kind in ("llama", "gpt2", "gpt_oss"))
-    assert (best_attention(llama, cuda), best_attention(gpt2, cuda)) == ("flex", "sdpa")
-    assert (best_attention(llama, CPU), best_attention(oss, CPU)) == ("blocks", "sdpa"), "sinks are no SDPA's"
-    with pytest.raises(ValueError, match="attention=blocks needs a CPU"):
-        Model(DEMO, attention="blocks").load_config(cuda)

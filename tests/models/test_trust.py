@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from sftlab.checkpoints.manifest import checksum
 from sftlab.inference.trained_model import export_checkpoint
 from sftlab.models.load import Model
 from tests.support import make_model_folder
@@ -54,14 +55,15 @@ def test_code_that_is_trusted_runs_after_a_warning(folder: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_an_export_runs_a_models_own_code_only_if_its_run_was_allowed_to(folder: Path, trusted: bool) -> None:
+def test_an_export_runs_a_models_own_code_only_by_the_user_s_word(folder: Path, trusted: bool) -> None:
     """The code is a config's alone, so that the export ends with an error either way: what counts is whether it ran."""
     run_dir = folder.parent / "run"
     checkpoint = run_dir / "checkpoints/step_00000001"
     shutil.copytree(folder, checkpoint / "hf")
-    (checkpoint / "checkpoint.json").write_text('{"step": 1, "files": {}}')
-    config = {"model": {"trust_remote_code": trusted}, "parallel": {}}
+    files = {f"hf/{p.name}": [p.stat().st_size, checksum(p)] for p in (checkpoint / "hf").iterdir()}
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"step": 1, "files": files}))
+    config = {"model": {"trust_remote_code": True}, "parallel": {}}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="OwnConfig" if trusted else "trust_remote_code"):
-        export_checkpoint(checkpoint, run_dir / "export/step_00000001")
+    with pytest.raises(ValueError, match="OwnConfig" if trusted else "trust=true"):
+        export_checkpoint(checkpoint, run_dir / "export/step_00000001", trust=trusted)
     assert (folder.parent / "it_ran").exists() is trusted

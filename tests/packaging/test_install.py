@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from sftlab.__main__ import COMMANDS
 from tests.support import REPO
 
-GROUPS = ("model", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment", "sweeper")
+GROUPS = ("model", "peft", "data", "optim", "schedule", "parallel", "launcher", "tracker", "experiment", "sweeper")
 PROBE = """
 import contextlib, io, json, runpy, sys
 said = []
@@ -112,12 +113,16 @@ def test_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", site, wheel)
     python(*install, cwd=empty)
     check(empty, site, site / "sftlab/conf", path=site)
+    command = site / "bin" / "sftlab"
+    told = python(command, "--help", cwd=empty, path=site).stdout
+    assert all(f"\n  {name} " in told for name in COMMANDS)
+    assert "batch_size: 32" in python(command, "train", "--cfg", "job", cwd=empty, path=site).stdout
     assert list(empty.iterdir()) == []
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     top = {name.split("/")[0] for name in names}
     assert {t for t in top if not t.endswith(".dist-info")} == {"sftlab", "hydra_plugins"}, "and nothing beside them"
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names) and "sftlab/config/foreign.yaml" in names
     assert sum(zipfile.ZipFile(wheel).getinfo(name).file_size for name in names) < 8 << 20
 
 

@@ -1,5 +1,6 @@
 """How a scorer is spread: every option off its default, on one rank. Worlds of several are in test_arithmetic."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partialmethod
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 import torch.distributed.fsdp as fsdp
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
+from sftlab.models.decoder import decoder_blocks
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.fsdp2 import compute_dtype, decoder_blocks, fsdp2
+from sftlab.parallel.fsdp2 import compute_dtype, fsdp2
 from tests.support import random_examples, tiny_llama
 
 CPU = torch.device("cpu")
@@ -26,7 +29,8 @@ CPU = torch.device("cpu")
         ("float32", "cuda", torch.float32), ("bfloat16", "cpu", torch.bfloat16),
     ],
 )  # fmt: skip
-def test_what_is_computed_in(name: str, device: str, expected: torch.dtype) -> None:
+def test_what_is_computed_in(name: str, device: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert compute_dtype(name, torch.device(device)) == expected
 
 
@@ -52,7 +56,9 @@ def test_without_copies_a_parameter_lies_on_a_mesh_of_one_dimension(one: Any) ->
 
 @pytest.mark.parametrize("replicate", [0, -1, 2])
 def test_copies_divide_the_ranks(replicate: int, one: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^parallel\.replicate={replicate} must divide the number of processes, 1$"):
+    with pytest.raises(
+        ValueError, match=rf"^parallel\.replicate={replicate} must divide the number of processes, 1: use 1$"
+    ):
         fsdp2(scorer(), one, replicate=replicate)
 
 
@@ -96,32 +102,50 @@ def gradients(made: Scorer) -> list[torch.Tensor]:
     return found
 
 
-def test_activation_checkpointing_makes_every_block_twice_and_changes_no_gradient(one: Any) -> None:
-    found = {}
-    for again in (False, True):
+class Products(TorchDispatchMode):
+    """Count matrix products and attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func.overloadpacket).removeprefix("aten.")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_activation_checkpointing_changes_no_gradient_and_recomputes_all_or_the_cheap_half(one: Any) -> None:
+    found, counts = {}, {}
+    for how in ("none", "full", "selective"):
         made = scorer()
-        runs = [0] * 3
-        for i, layer in enumerate(made.model.model.layers):
+        made.model.config._attn_implementation = "sdpa"
+        made = fsdp2(made, one, activation_checkpointing=how)
+        with Products() as counted:
+            found[how] = gradients(made)
+        counts[how] = counted.counts
+    for how in ("full", "selective"):
+        for ours, theirs in zip(found[how], found["none"], strict=True):
+            torch.testing.assert_close(ours, theirs)
+    attention = "_scaled_dot_product_flash_attention_for_cpu"
+    assert [counts[how][attention] for how in counts] == [3, 6, 3], "three blocks; selective keeps what attention gives"
+    once = counts["none"]["mm"]
+    again = {how: counts[how]["mm"] - once for how in counts}
+    # Seven products in a block. The last one, whose result no gradient needs, is not made again.
+    assert again["full"] == 3 * 6 and again["selective"] == 3 * 3
 
-            def count(*_: Any, i: int = i, runs: list[int] = runs) -> None:
-                runs[i] += 1
 
-            layer.mlp.register_forward_pre_hook(count)  # what is made again ends before the last operation
-        found[again] = gradients(fsdp2(made, one, activation_checkpointing=again))
-        assert runs == ([2, 2, 2] if again else [1, 1, 1])
-    for ours, theirs in zip(found[True], found[False], strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_compile_compiles_every_block_and_nothing_else(again: bool, one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["none", "full", "selective"])
+def test_compile_compiles_every_block_and_the_loss_and_nothing_else(
+    how: str, one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is recomputed lies inside what is compiled: the block that is compiled is the one in the model."""
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(lambda self: compiled.append(self)))
+    compiled: list[tuple[nn.Module, dict[str, Any]]] = []
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(lambda self, **given: compiled.append((self, given))))
     fsdp2(scorer(), one)
     assert compiled == []
-    made = fsdp2(scorer(), one, compile=True, activation_checkpointing=again)
-    assert compiled == list(made.model.model.layers) and len(compiled) == 3
+    made = fsdp2(scorer(), one, compile=True, activation_checkpointing=how)
+    blocks = [(block, {}) for block in made.model.model.layers]
+    assert len(blocks) == 3 and compiled == [*blocks, (made.loss, {"dynamic": True})]
 
 
 def test_decoder_blocks_are_the_longest_list_of_modules() -> None:

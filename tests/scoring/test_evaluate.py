@@ -432,3 +432,46 @@ def test_tasks_run_in_one_process(listening_run: Path, refused: Typed, monkeypat
 def test_the_last_run_that_is_typed_counts(rye_run: Path, typed: Typed, tmp_path: Path) -> None:
     typed("evaluate", "run=nowhere", f"run={rye_run}", "answers=false", f"output_dir={tmp_path}")
     assert scores(tmp_path)["run"] == str(rye_run) and scores(tmp_path)["examples"] == 4
+
+
+CALLING = (
+    "{{ bos_token }}{{ tools | tojson if tools }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+    "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_the_calls_of_a_model_that_was_trained_to_call_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calling.jinja").write_text(CALLING)
+    tools = [{"name": name, "parameters": {"type": "object"}} for name in ("add", "mul")]
+    rows = []
+    for name, word in (("add", "Add it."), ("mul", "Multiply.")):
+        call = {"function": {"name": name, "arguments": {"a": 1}}}
+        turns = [{"role": "user", "content": word}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        rows.append({"messages": turns, "tools": tools})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = json.loads(json.dumps(rows))
+    other[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"a": 2}
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    run_here(
+        "train", "data=chat", "data.path=train.jsonl", "data.val_path=train.jsonl", "run_dir=run", "tracker=none",
+        "data.format.template_path=calling.jinja", "trainer.batch_size=2", "trainer.max_steps=60", "optim.lr=0.003",
+        "evaluation.num_answers=2", "evaluation.max_new_tokens=40",
+    )  # fmt: skip
+    last = [line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "val/tool_name" in line][-1]
+    assert (last["val/tool_name"], last["val/tool_valid_json"], last["val/tool_arguments"]) == (1, 1, 1)
+    shown = run_here(
+        "evaluate",
+        "run=run",
+        "data=chat",
+        "data.path=other.jsonl",
+        "data.format.template_path=calling.jinja",
+        "max_new_tokens=40",
+    )
+    assert "tool_arguments" in shown
+    (folder,) = [f.parent for f in (tmp_path / "run" / "evaluate").glob("*/scores.json")]
+    found = scores(folder)["scores"]
+    assert (found["tool_name"], found["tool_valid_json"], found["tool_arguments"]) == (1, 1, 0.5), found

@@ -11,8 +11,8 @@ import torch
 
 from sftlab.common.files import read_jsonl as read_lines
 from sftlab.data.example import Example
-from sftlab.inference.decoding import DecodingSettings
 from sftlab.inference.loaded_model import LoadedModel
+from sftlab.inference.next_token import DecodingSettings
 from sftlab.inference.trained_model import resolve
 from sftlab.scoring.example_lines import Measurement, endings, losses
 from tests.asymmetric import reciter

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,7 @@ def serving(*arguments: str) -> Iterator[Served]:
     )
     assert process.stdout is not None
     lines: list[str] = []
+    rest = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
     try:
         for line in process.stdout:
             lines.append(line)
@@ -74,7 +76,6 @@ def serving(*arguments: str) -> Iterator[Served]:
                 break
         match = re.search(r"on (http://\S+)", "".join(lines))
         assert match and "ready after" in "".join(lines), "".join(lines)
-        rest = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
         rest.start()
         yield Served(match[1], lines, process)
         process.send_signal(signal.SIGINT)
@@ -85,6 +86,8 @@ def serving(*arguments: str) -> Iterator[Served]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if rest.ident is not None:
+            rest.join(10)
         process.stdout.close()
 
 
@@ -253,7 +256,7 @@ def test_a_busy_port(served: Served, demo_run: Path, refused: Typed) -> None:
     port = served.url.rpartition(":")[2]
     error = refused("serve", f"run={demo_run}", "engine=transformers", f"port={port}")
     assert f"port={port} is busy" in error and "port=0" in error
-    assert "cannot be used" in refused("serve", f"run={demo_run}", "engine=transformers", "port=99999")
+    assert "port=99999: expected a whole number from 0 to 65535" in refused("serve", f"run={demo_run}", "port=99999")
     assert "host=203.0.113.1" in refused("serve", f"run={demo_run}", "engine=transformers", "host=203.0.113.1")
 
 
@@ -265,7 +268,7 @@ def test_what_is_missing_is_named(demo_run: Path, refused: Typed, monkeypatch: p
         "serve", run, "engine=vllm", f"vllm_python={sys.executable}"
     )
     assert "no such program" in refused("serve", run, "engine=vllm", "vllm_python=/nowhere/python")
-    assert "expected auto, vllm, transformers" in refused("serve", run, "engine=triton")
+    assert "expected one of auto, vllm, transformers" in refused("serve", run, "engine=triton")
     assert "did you mean port" in refused("serve", run, "prt=1")
     assert "run= is missing" in refused("serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -281,7 +284,7 @@ def test_a_server_that_cannot_answer_ends(
         serve.main()
     error = capfd.readouterr().err
     assert stop.value.code == 1 and error.startswith("error: the server started but does not answer: /v1/completions")
-    assert "context holds 2048" in error and "Traceback" not in error
+    assert "context of 2048 tokens never holds more than" in error and "Traceback" not in error
 
 
 def test_host_port_and_engine_are_those_typed(
@@ -312,6 +315,38 @@ def test_host_port_and_engine_are_those_typed(
     assert lines[0] == f"{model_folder.name}: {model_folder}, served by transformers on {url}"
     assert lines[1] == "host=127.0.0.2: everybody who can reach this machine can use it; there is no password"
     assert "stopped" in lines
+
+
+def test_the_door_is_as_typed(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What allowed_hosts= and allowed_origins= name may ask, and nothing else of its kind."""
+    url, codes = f"http://127.0.0.1:{(port := free_port())}", []
+    running = threading.Event()
+    running.set()
+
+    def visit() -> None:
+        if wait_until_healthy(url, running, 30):
+            for host in ("mine.example", "evil.example"):
+                for origin in ("http://page.example", "http://evil.example"):
+                    headers = {"Host": host, "Origin": origin}
+                    try:
+                        urllib.request.urlopen(urllib.request.Request(f"{url}/health", headers=headers)).close()
+                        codes.append(200)
+                    except urllib.error.HTTPError as error:
+                        codes.append(error.code)
+                        error.close()
+        if running.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    visitor = threading.Thread(target=visit)
+    typed = ("engine=transformers", "allowed_hosts=[mine.example]", "allowed_origins=['http://page.example']")
+    monkeypatch.setattr(sys, "argv", ["sftlab-serve", f"run={model_folder}", f"port={port}", *typed])
+    visitor.start()
+    try:
+        serve.main()
+    finally:
+        running.clear()
+        visitor.join()
+    assert codes == [200, 403, 403, 403]
 
 
 # A program that stands in for a Python with vLLM: it notes how it was called, answers one question and ends with 3. It
@@ -410,14 +445,15 @@ def test_vllm_gets_everything_that_was_typed(
     (run / "config.yaml").write_text(f"model: {{trust_remote_code: {str(trusted).lower()}}}\n")
     port = free_port()
     typed = [f"run={run}", f"host='{host}'", f"port={port}", f"vllm_python={fake_vllm}", "prompt=Who, [me]?"]
-    typed += ["name=mine"] if trusted else []
-    code = serve_to_its_end(monkeypatch, *typed, "vllm_arguments=[--max-model-len,auto]")
+    typed += ["name=mine", "trust=true"] if trusted else []  # what the config says counts for nothing
+    code = serve_to_its_end(monkeypatch, *typed, "vllm_arguments=[--max-model-len,256]")
     noted = json.loads((tmp_path / "home" / "python.json").read_text())
     name = "mine" if trusted else "a run"
     arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(run / "model")]
-    arguments += ["--served-model-name", name, "--host", host, "--port", str(port)]
+    arguments += ["--served-model-name", name, "--generation-config", "auto", "--host", host, "--port", str(port)]
     arguments += ["--dtype", str(LoadedModel.load(resolve(str(model_folder)), HERE).scorer.model.dtype)[6:]]
-    arguments += ["--trust-remote-code"] * trusted + ["--max-model-len", "auto"]
+    arguments += ["--trust-remote-code"] * trusted
+    arguments += ["--allowed-origins", "[]", "--middleware", "sftlab_door.Door", "--max-model-len", "256"]
     assert noted == {
         "arguments": arguments,
         "path": "/v1/completions",
@@ -476,7 +512,7 @@ def test_vllm_s_process_ends_with_this_one() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         pool.submit(terminate)
         server.run()
-    assert server.process is not None and server.process.wait(30) == -signal.SIGTERM
+    assert server.process is not None and server.process.wait(30) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     server.stop()  # nor is there afterwards
 
@@ -504,13 +540,19 @@ def test_vllm_is_killed_where_it_does_not_end_gently() -> None:
     assert calls == ["terminate", 20, "kill"]
 
 
-def test_the_command_for_vllm_in_this_python() -> None:
-    assert vllm_command(
-        "M", name="N", host="H", port=5, dtype="float16", python=None, trust_remote_code=False, arguments=()
-    ) == [
+def test_the_command_for_vllm_in_this_python(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"name": "N", "host": "H", "port": 5, "dtype": "float16", "python": None}
+    given |= {"trust_remote_code": False, "arguments": ()}
+    plain = vllm_command("M", **given)
+    assert plain == [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "M", "--served-model-name", "N"),
-        *("--host", "H", "--port", "5", "--dtype", "float16"),
+        *("--generation-config", "auto", "--host", "H", "--port", "5", "--dtype", "float16"),
+        *("--allowed-origins", "[]", "--middleware", "sftlab_door.Door"),
     ]
+    (tmp_path / "generation_config.json").write_text("{}")
+    adapter = vllm_command("M", **given, adapter=(str(tmp_path), 8))
+    ends = [adapter[i + 1] for i, word in enumerate(adapter) if word == "--generation-config"]
+    assert ends == ["auto", str(tmp_path)], "vLLM takes the last, and what an adapter learned stands beside it"
 
 
 def test_whether_a_python_has_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,3 +639,18 @@ def test_vllm_gives_the_same_answers(demo_run: Path, tmp_path: Path, generated: 
     with serving(*arguments) as served, OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         assert [m.id for m in client.models.list()] == ["demo"]
         assert [complete(client, p, name="demo").choices[0].text.strip() for p in PROMPTS] == generated
+        for headers, body, status in (
+            ({}, b'{"model": "demo", "prompt": "x", "max_tokens": 2}', 200),
+            ({"Host": "evil.example"}, b'{"model": "demo", "prompt": "x"}', 403),
+            ({"Origin": "https://evil.example"}, b'{"model": "demo", "prompt": "x"}', 403),
+            ({"Sec-Fetch-Site": "cross-site"}, b'{"model": "demo", "prompt": "x"}', 403),
+            ({"Content-Type": "text/plain"}, b'{"model": "demo", "prompt": "x"}', 415),
+            ({"Content-Length": str(5 << 20)}, b"{", 413),
+        ):
+            headers = {"Content-Type": "application/json", **headers}
+            request = urllib.request.Request(f"{served.url}/v1/completions", body, headers)
+            try:
+                found = urllib.request.urlopen(request, timeout=60).status
+            except urllib.error.HTTPError as error:
+                found = error.code
+            assert found == status, (headers, status)

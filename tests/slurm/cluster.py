@@ -55,11 +55,12 @@ def missing_programs() -> list[str]:
 
 
 @contextmanager
-def local_cluster(nodes: int = 2, gpus: int = 0) -> Iterator[SlurmCluster]:
+def local_cluster(nodes: int = 2, gpus: int = 0, memory_kill: bool = False) -> Iterator[SlurmCluster]:
     """Start a cluster of its own, stop it at the end and leave nothing behind."""
     folder = Path(tempfile.mkdtemp(prefix="sftlab-slurm-", dir="/tmp"))  # a socket's path may have 107 characters
     try:
         start = [LOCAL_CLUSTER, "start", f"--nodes={nodes}", f"--gpus={gpus}", f"--dir={folder}"]
+        start += ["--memory-kill"] * memory_kill
         done = subprocess.run(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
         assert done.returncode == 0, done.stdout
         env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH_", "SQUEUE_"))}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,10 @@ class Site:
     def summary(self, num: int, sweep: str = "sweep") -> dict[str, Any]:
         return json.loads((self.dir / sweep / str(num) / "summary.json").read_text())
 
+    def summary_or_nothing(self, num: int) -> dict[str, Any]:
+        file = self.dir / "sweep" / str(num) / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def losses(self, num: int, sweep: str = "sweep") -> list[float]:
         """Training losses in order of step; of a step that was made again after an end without a save, the last."""
         by_step = {m["step"]: m["train/loss"] for m in self.metrics(num, sweep) if "train/loss" in m}
@@ -124,7 +129,7 @@ def test_gauntlet_30_a_failed_point_is_failed_whichever_rank_failed(site, slurm_
     assert "Killed" in site.log(3, rank=0)  # srun's word, in the log of the script
 
     site.cause.unlink()  # the cause is gone: what failed, and only that, is run again
-    told = site.sweep("retry=failed", "metric=train/loss")
+    told = site.sweep("retry=failed", "metric=train/loss", "trust=true")  # its schedule is not sftlab's
     assert "3 of 4 points did not finish: again" in told and "4 finished" in told
     retried = site.record()["points"]
     assert retried[0]["job_id"] == points[0]["job_id"]
@@ -185,12 +190,32 @@ def test_a_driver_that_is_killed_and_ctrl_c_leave_the_jobs_alone(site, slurm_clu
 
 
 def test_two_nodes_of_two_processes_are_one_process(site):
+    """With the default, a copy per node, and tensor groups inside a node."""
     run = ["trainer.max_steps=5", "schedule=constant"]
-    done = site.train(*run, "launcher.nodes=2", "launcher.processes_per_node=2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    wide = ["launcher.nodes=2", "launcher.processes_per_node=2"]
     alone = site.train(*run, f"run_dir={site.dir}/alone/0", launcher="none")
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert site.losses(0) == pytest.approx(site.losses(0, "alone"), rel=1e-5)
+    for name in ("fsdp2", "hsdp", "fsdp2_tp"):
+        done = site.train(*run, *wide, f"parallel={name}", f"hydra.sweep.dir={site.dir / name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert site.losses(0, name) == pytest.approx(site.losses(0, "alone"), rel=1e-5), name
+
+
+def test_a_rank_with_other_code_is_refused(site, slurm_cluster):
+    """Each task runs the package of a folder of its own, as if a node's copy were old."""
+    for task in "01":
+        shutil.copytree(REPO / "sftlab", site.dir / task / "sftlab", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / "conf", site.dir / task / "conf")
+    (site.dir / "1/sftlab/data/plan.py").write_text((REPO / "sftlab/data/plan.py").read_text() + "# older\n")
+    words = " ".join(f"'{w}'" for w in site.command("run_dir=run", launcher="none") if not w.startswith("hydra.sweep"))
+    words = words.replace(site.python, sys.executable, 1)  # one that imports what PYTHONPATH says
+    script = f"cd {site.dir}; PYTHONPATH={site.dir}/$SLURM_PROCID exec {words}"
+    done = subprocess.run(
+        ["srun", "-N2", "-n2", "bash", "-c", script], env=site.env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode != 0
+    assert "rank 1 on " in done.stderr and "Install the same version on every node" in done.stderr
+    assert not (site.dir / "run").exists(), "nothing was begun"
 
 
 def test_a_preempted_point_goes_on_where_it_was(site, slurm_cluster):
@@ -227,3 +252,48 @@ def test_local_points_fail_alone_too(tmp_path):
     assert [site.summary(num)["status"] for num in range(2)] == ["failed", "finished"]
     assert "step 6/6" in done.stdout
     assert "a fault on rank 1 at step 3" in (site.dir / "sweep/.submitit/local_0/0_1_log.err").read_text()
+
+
+def test_gauntlet_44_a_job_killed_for_its_memory_says_so_with_its_log(site):
+    cold = f"launcher.python={sys.executable}"  # the warm one's memory is not the job's
+    done = site.train("optim.lr=1e-3,2e-3", "launcher.mem_gb=0.1", cold)
+    assert done.returncode == 1, done.stdout + done.stderr
+    shown = site.sweep("metric=train/loss")
+    for num, point in enumerate(site.record()["points"]):
+        assert site.summary_or_nothing(num) == {}
+        assert "killed for its memory" in shown
+        assert f"{point['job_id']}/{point['job_id']}_0_log.err" in shown, shown
+
+
+def test_tasks_of_srun_are_one_world(site, slurm_cluster):
+    """Before, each was a world of one: two runs in one directory, both with exit code 0."""
+    words = site.command("run_dir=twin", launcher="none")
+    words = [w for w in words if not w.startswith("hydra.sweep.dir")]
+    for nodes, folder in ((1, "one"), (2, "two")):
+        command = ["srun", f"-N{nodes}", "-n2", "--kill-on-bad-exit=1"]
+        command += [w if w != "run_dir=twin" else f"run_dir={folder}" for w in words]
+        done = subprocess.run(command, cwd=site.dir, env=site.env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 x cpu" in done.stdout and done.stdout.count("finished in") == 1, done.stdout
+        steps = [m["step"] for m in read_jsonl(site.dir / folder / "metrics.jsonl") if "train/loss" in m]
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_twin_of_a_job_on_another_node_is_refused_and_the_first_unharmed(site, slurm_cluster):
+    """Both nodes are this machine; what tells them apart is written over, so that SLURM must be asked."""
+    words = [w for w in site.command("run_dir=run", *site.faulty("slow_1"), "trainer.max_steps=8", launcher="none")]
+    words = [w for w in words if not w.startswith("hydra.sweep.dir")]
+    job = slurm_cluster.sbatch(site.dir, " ".join(f"'{w}'" for w in words), "--export=ALL", "--nodelist=node1")
+    file = site.dir / "run/.owner.json"
+    wait_until(lambda: file.exists() and (site.dir / "run/metrics.jsonl").exists(), "the first run")
+    held = json.loads(file.read_text())
+    assert held["job"] == job
+    file.write_text(json.dumps({**held, "machine": "another"}))
+    second = subprocess.run(words, cwd=site.dir, env=site.env, capture_output=True, text=True, timeout=100)
+    assert second.returncode == 1 and f"on {held['host']}, job {job}" in second.stderr, second.stderr
+    slurm_cluster.wait_for(job, "COMPLETED")
+    steps = [m["step"] for m in read_jsonl(site.dir / "run/metrics.jsonl") if "train/loss" in m]
+    assert steps == list(range(1, 9))
+    file.write_text(json.dumps({**held, "machine": "another"}))  # as if it had died there: SLURM says that it has ended
+    third = subprocess.run(words, cwd=site.dir, env=site.env, capture_output=True, text=True, timeout=100)
+    assert third.returncode == 0 and "is finished" in third.stdout, third.stderr

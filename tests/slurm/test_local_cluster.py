@@ -1,6 +1,8 @@
 """slurm/local-cluster does what a site's cluster does, where the launcher depends on it: states, arrays, requeue."""
 
+import json
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,3 +129,39 @@ def test_two_clusters_run_side_by_side_and_stop_leaves_no_process(slurm_cluster,
     assert processes_of(folder) == processes_of(work) == []
     slurm_cluster.run(str(LOCAL_CLUSTER), "stop", f"--dir={folder}")  # a second stop is no error
     assert slurm_cluster.run("srun", "hostname")  # and the first cluster is none the worse
+
+
+def test_the_daemons_listen_on_loopback_alone(slurm_cluster):
+    """Where this machine's name is a loopback address; else `start` says that they do not."""
+    import socket
+
+    try:
+        name = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        name = ""
+    if not name.startswith("127."):
+        pytest.skip(f"{socket.gethostname()} is {name or 'unknown'} here")
+    ports = [json.loads((slurm_cluster.dir / "cluster.json").read_text())["port"] + i for i in range(3)]
+    listening: dict[int, list[str]] = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state = line.split()[:4]
+        address, port = local.split(":")
+        if state == "0A":
+            listening.setdefault(int(port, 16), []).append(address)
+    for port in ports:
+        assert [address[-2:] for address in listening[port]] == ["7F"], "127.x.x.x, the bytes in reverse"
+
+
+def test_a_folder_that_somebody_else_may_have_planted_is_refused(slurm_cluster):
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        folder = Path(made)
+        (folder / "victim").mkdir(mode=0o700)
+        (folder / "link").symlink_to(folder / "victim")
+        (folder / "open").mkdir()
+        (folder / "open").chmod(0o777)
+        for name, said in (("link", "is a link"), ("open", "others may write to")):
+            for command in ("start", "stop"):
+                typed = [str(LOCAL_CLUSTER), command, f"--dir={folder / name}"]
+                done = subprocess.run(typed, capture_output=True, text=True, timeout=60)
+                assert done.returncode == 1 and said in done.stderr, done.stderr
+        assert not list((folder / "victim").iterdir()) and not list((folder / "open").iterdir())

@@ -17,6 +17,7 @@ class Element {
   get clientWidth() { return 900; }
   get offsetWidth() { return 100; }
   get offsetHeight() { return 100; }
+  get lastChild() { return this.children[this.children.length - 1]; }
   get textContent() { return this.children.map(c => (c instanceof Element ? c.textContent : c)).join(""); }
   set textContent(t) { this.children = [String(t)]; }
 }
@@ -28,13 +29,14 @@ globalThis.document = { createElement: t => new Element(t), createElementNS: (_,
 Object.assign(globalThis, { innerWidth: 1200, innerHeight: 800, location: { hash: "" }, matchMedia: () => ({ matches: false }), addEventListener() {} });
 
 const scripts = [...page.matchAll(/<script>([\s\S]*?)<\/script>/g)].map(m => m[1]).join("\n");
-const see = `;globalThis.seen = { better: better(D.points[D.winner].score, FINISHED.map(p => p.score).find(s => s !== D.points[D.winner].score)) };`;
+const see = !byId.ranking ? "" : `;globalThis.seen = { csv: csv(), better: better(D.points[D.winner].score, FINISHED.map(p => p.score).find(s => s !== D.points[D.winner].score)) };`;
 new Function(scripts.replace(/"use strict";/g, "") + see)();
 
 const all = e => [e, ...e.children.filter(c => c instanceof Element).flatMap(all)];
 const rows = e => all(e).filter(n => n.tag === "tr").map(r => r.children.map(c => c.textContent));
-const tables = Object.fromEntries(["ranking", "points"].map(id => [id, rows(byId[id])]));
-const winners = all(byId.points).filter(n => n.tag === "tr" && n.className === "win").map(r => r.dataset.point);
+const tables = Object.fromEntries(Object.keys(byId).map(id => [id, rows(byId[id])]).filter(([, found]) => found.length));
+const winners = all(byId.points ?? new Element("div")).filter(n => n.tag === "tr" && n.className === "win").map(r => r.dataset.point);
 const text = Object.fromEntries(Object.entries(byId).filter(([id]) => id !== "data").map(([id, e]) => [id, e.textContent]));
-const axis = all(byId.parallel).filter(n => n.tag === "text").map(n => [n.textContent, +n.attributes.x, +n.attributes.y]);
-console.log(JSON.stringify({ text, tables, axis, winner_rows: winners, ...seen }));
+const hidden = Object.keys(byId).filter(id => byId[id].hidden === true);
+const axis = all(byId.parallel ?? new Element("div")).filter(n => n.tag === "text").map(n => [n.textContent, +n.attributes.x, +n.attributes.y]);
+console.log(JSON.stringify({ text, tables, axis, hidden, winner_rows: winners, ...globalThis.seen }));

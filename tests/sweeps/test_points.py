@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sftlab.common import files
-from sftlab.launchers.squeue import Job
+from sftlab.common.squeue import Job
 from sftlab.sweeps import points
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.record import Sweep
@@ -129,7 +129,7 @@ def test_a_point_without_a_job_is_silent_after_five_minutes_without_a_word(tmp_p
 def test_a_job_that_ended_without_a_summary_is_the_error(tmp_path: Path) -> None:
     write_point(tmp_path, 0, [], [], "running")
     entry = {"num": 0, "job_id": "7"}
-    assert observed(tmp_path, [entry], {"7": Job("OUT_OF_MEMORY")}).points[0].error == "SLURM: OUT_OF_MEMORY"
+    assert observed(tmp_path, [entry], {"7": Job("OUT_OF_MEMORY")}).points[0].error.endswith("(SLURM: OUT_OF_MEMORY)")
     assert observed(tmp_path, [entry], {"7": Job("COMPLETED")}).points[0].error == ""
     write_point(tmp_path, 1, [], [], "failed", error="ValueError: why")
     entry = {"num": 1, "job_id": "7"}

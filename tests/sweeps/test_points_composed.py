@@ -98,6 +98,18 @@ def test_by_default_the_command_waits_and_its_exit_says_what_became_of_the_point
     assert "ValueError: broke" in error and "retry=failed" in error
 
 
+def test_with_fail_fast_one_failed_point_cancels_the_others(command: Command, slurm: Clients, tmp_path: Path) -> None:
+    failed = finish(tmp_path / "s", 0, status="failed", error="ValueError: broke")
+    squeue(slurm, failed, "50_0|FAILED 50_1|RUNNING")
+    (slurm.dir / "scancel").write_text(f"""#!/bin/sh
+echo "$@" >> {slurm.dir}/.scancel.calls
+sed -i s/RUNNING/CANCELLED/ {slurm.dir}/squeue
+""")
+    with pytest.raises(SystemExit):
+        command("launcher=slurm", "launcher.fail_fast=true", "seed=1,2")
+    assert [call[-1] for call in slurm.calls("scancel")] == ["50_1"]
+
+
 def test_a_points_value_for_hydra_is_its_score_and_raises_where_it_failed(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "finished", "score": 0.25, "best": {}}')
     done = outcome(Point(0, ("a=1",), tmp_path, state="finished"), PointsFailed("of the others"))

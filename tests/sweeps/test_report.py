@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sftlab.reports.page import SHARED
 from sftlab.sweeps import ranking, report
 from sftlab.sweeps.record import Sweep
 from tests.asymmetric import unequal_sweep, write_point
@@ -163,8 +164,8 @@ def test_the_page_holds_its_style_its_scripts_and_its_data_once(unequal: Sweep, 
     page = report.page(data(unequal))
     for name in ("STYLE", "CHARTS", "SCRIPT", "DATA"):
         assert f"/*{name}*/" not in page
-    for name in ("style.css", "charts.js", "report.js"):
-        assert page.count((report.HERE / name).read_text()) == 1
+    for file in (SHARED / "style.css", SHARED / "charts.js", report.HERE / "sweep.js"):
+        assert page.count(file.read_text()) == 1
     embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert embedded and json.loads(embedded.group(1))["winner"] == 2
     assert len(re.findall("</script>", report.page({"x": "</script><b>"}))) == len(re.findall("</script>", page))
@@ -221,3 +222,22 @@ def test_the_drawn_page_shows_the_figures_of_the_table(unequal: Sweep, tmp_path:
     assert "38 s" in tiles  # six points of 5 s, 2 s of the failed, 6 s of the running
     assert "50.8 %" in page["text"]["importance"] and "49.2 %" in page["text"]["importance"]
     assert "ValueError: it broke" in page["text"]["failed"] and "retry=failed" in page["text"]["failed"]
+
+
+def test_the_drawn_page_says_what_to_do_and_gives_its_table_as_a_file(unequal: Sweep, tmp_path: Path) -> None:
+    page = drawn(unequal, tmp_path, "val/loss")
+    assert page["text"]["kind"] == "sweep"
+    assert page["text"]["advice"].startswith("1 of 8 points did not finish: 1 because of an error")
+    lines = page["csv"].split("\r\n")
+    assert lines[0].startswith("point,optim.lr,seed,state,cause,step,time_s,hours,peak_gib,val/loss")
+    assert lines[1].startswith("0,0.01,0,finished,,10,5,") and lines[2].startswith("1,1,1,failed,code,")
+    assert len(lines) == 10 and lines[9] == ""
+
+
+def test_a_spreadsheet_computes_nothing_of_a_text(tmp_path: Path) -> None:
+    line = {"step": 10, "time_s": 1.0, "val/loss": -1.0}
+    for num, text in enumerate(("=1+1", "-1", "@x, 'y'")):
+        write_point(tmp_path / "s", num, [f"name={text}"], [line])
+    rows = drawn(Sweep.read(tmp_path / "s").observed({}), tmp_path, "val/loss")["csv"].split("\r\n")
+    assert [row.partition(",finished")[0] for row in rows[1:4]] == ["0,'=1+1", "1,-1", "2,\"'@x, 'y'\""]
+    assert rows[1].endswith(",-1")

@@ -11,7 +11,7 @@ import yaml
 
 optuna = pytest.importorskip("optuna", reason="the extra sftlab[optuna] is not installed: the search is not tested")
 
-from hydra_plugins.sftlab_optuna._search import example, split  # noqa: E402
+from hydra_plugins.sftlab_optuna._search import ends, split  # noqa: E402
 from sftlab import train as training  # noqa: E402
 from sftlab.config.groups import CONF  # noqa: E402
 from sftlab.launchers.local import Local  # noqa: E402
@@ -104,11 +104,11 @@ def test_trials_are_jobs_by_the_slurm_launchers_options(command: Command, tmp_pa
         (("launcher=local", "launcher.dry_run=true", LR), "a search chooses its points while it runs"),
         (("optim.lr=1",), "sweeper=optuna has nothing to search"),
         ((LR, "optim.betas=glob(*)"), "sweeper=optuna takes interval(), range(), choice() or values with commas"),
-        ((LR, "sweeper.num_trials=0"), "sweeper.num_trials=0: expected at least 1"),
-        ((LR, "sweeper.parallel_trials=0"), "sweeper.parallel_trials=0: expected at least 1"),
-        ((LR, "sweeper.startup_trials=0"), "sweeper.startup_trials=0: expected at least 1"),
-        ((LR, "sweeper.reduction_factor=1"), "sweeper.reduction_factor=1: expected at least 2"),
-        ((LR, "sweeper.pruner=median"), "sweeper.pruner=median: expected hyperband or null"),
+        ((LR, "sweeper.num_trials=0"), "sweeper.num_trials=0: expected a whole number of at least 1"),
+        ((LR, "sweeper.parallel_trials=0"), "sweeper.parallel_trials=0: expected a whole number of at least 1"),
+        ((LR, "sweeper.startup_trials=0"), "sweeper.startup_trials=0: expected a whole number of at least 1"),
+        ((LR, "sweeper.reduction_factor=1"), "sweeper.reduction_factor=1: expected a whole number of at least 2"),
+        ((LR, "sweeper.pruner=median"), "sweeper.pruner=median: expected hyperband, or null"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(
@@ -137,7 +137,7 @@ def test_the_spaces_of_hydras_grammar_keep_their_kind() -> None:
         "d": made.CategoricalDistribution(["0.0", "0.25", "0.5", "0.75"]),
         "e": made.CategoricalDistribution(["x", "1"]),
     }
-    assert [example(s) for s in space.values()] == [0.5, 1, 1, "0.0", "x"]
+    assert [ends(s)[0] for s in space.values()] == [0.5, 1, 1, "0.0", "x"]
 
 
 def settings(**changes: Any) -> Settings:

@@ -1,5 +1,6 @@
 """Sweeps to answers: states of points, ranking over seeds, importance, report and best.yaml, retry."""
 
+import io
 import json
 import math
 import os
@@ -16,10 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
+from sftlab.common import owner
+from sftlab.common.process import birth, machine
+from sftlab.common.squeue import Job
 from sftlab.config.grid import planned
-from sftlab.launchers.squeue import Job
-from sftlab.sweeps import best_yaml, points, ranking, report
+from sftlab.sweeps import again, best_yaml, points, ranking, report
 from sftlab.sweeps.answer import about, choices
 from sftlab.sweeps.record import Sweep
 from sftlab.sweeps.tables import failures, status
@@ -391,3 +395,46 @@ def test_from_sweep_to_answer_and_back(
     assert code == 0, error
     assert last_in_metrics(tmp_path / "again", "val/loss") == last_in_metrics(winner.folder, "val/loss")
     assert last_in_metrics(tmp_path / "again", "train/loss") == last_in_metrics(winner.folder, "train/loss")
+
+
+def test_a_retry_leaves_alone_what_still_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point whose summary or job says that it failed, while a process of it is at work: two would write there."""
+    folders = [make_point(tmp_path, num, ["a=1"], [3.0, 2.0], finished=False) for num in range(2)]
+    for folder in folders:
+        (folder / "summary.json").write_text('{"status": "failed", "error": "rank 1 was lost"}')
+    sleeper = subprocess.Popen([sys.executable, "-SEc", "import time; time.sleep(100)"])
+    try:
+        with owner.locked(folders[0] / owner.FILE) as file:
+            owner.put(file, owner.Hold(folders[0], [(machine(), sleeper.pid, birth(sleeper.pid))]).owner)
+        again_with: list[int] = []
+        monkeypatch.setattr(again, "run_here", lambda unfinished, *_: again_with.extend(p.num for p in unfinished))
+        console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+        assert again.retry(look(tmp_path), console) == again_with == [1]
+        assert f"point 0 is not started again: process {sleeper.pid} on" in console.export_text()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert again.retry(look(tmp_path), Console(quiet=True)) == [0, 1], "once it is dead"
+
+
+def test_what_a_retry_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One point was stopped, one lost its node, one has an error of its own; each has made two steps."""
+    errors = ("", "its node failed (SLURM: NODE_FAIL)", "ValueError: it broke")
+    for num, error in enumerate(errors):
+        folder = make_point(tmp_path, num, [f"a={num}"], [3.0, 2.0], finished=False)
+        status = "failed" if error else "stopped"
+        (folder / "summary.json").write_text(json.dumps({"status": status, "error": error}))
+        (folder / "config.yaml").write_text(f"seed: {num}\nresume: auto\n")
+    ran: list[int] = []
+    monkeypatch.setattr(again, "run_here", lambda unfinished, *_: ran.extend(p.num for p in unfinished))
+    console = Console(quiet=True)
+    assert again.retry(look(tmp_path), console, "stopped") == [0, 1] == ran
+    assert again.retry(look(tmp_path), console, "failed") == [0, 1, 2]
+    assert (tmp_path / "2" / "metrics.jsonl").exists(), "it resumes"
+    assert again.retry(look(tmp_path), console, "fresh") == [0, 1, 2]
+    for num in range(3):
+        left = {p.name for p in (tmp_path / str(num)).iterdir()}
+        assert left == {"config.yaml", "overrides.yaml"}, "from step 0"
+        assert f"seed: {num}" in (tmp_path / str(num) / "config.yaml").read_text()
+        assert (tmp_path / f"{num}.before" / "metrics.jsonl").exists(), "what it had is kept"
+    assert [p.num for p in look(tmp_path).points] == [0, 1, 2]

@@ -147,7 +147,7 @@ def test_before_any_point_has_finished_there_is_a_report_and_no_winner(show: Sho
     ("typed", "says"),
     [
         ("metric=val/los", "metric=val/los: no point has it; did you mean val/loss?"),
-        ("retry=all", "retry=all: expected failed, or nothing"),
+        ("retry=all", "retry=all: expected failed, stopped or fresh, or nothing"),
         ("score=mean", "score=mean: expected last or best"),
         ("dir=nowhere", "dir=nowhere: no such folder"),
     ],
@@ -269,7 +269,7 @@ def test_cancel_ends_the_jobs_that_live_and_names_what_it_cannot_end(
     out = show(f"dir={folder}", "cancel=true", "report=false")
     assert slurm.calls("scancel") == [["7_1", "7_2"]]
     assert "2 jobs cancelled" in out and "1 points run in a process without a job" in out
-    assert slurm.num_calls("squeue") == 2  # and what became of them
+    assert slurm.num_calls("squeue") == 3  # whose jobs they are, and what became of them
     slurm.answer("squeue", queue(j0="COMPLETED", j1="CANCELLED", j2="CANCELLED", j3="TIMEOUT"))
     (folder / "4" / "summary.json").write_text('{"status": "stopped"}')
     assert "0 jobs cancelled" in show(f"dir={folder}", "cancel=true", "report=false")
@@ -296,7 +296,7 @@ def test_points_without_a_launcher_run_again_here_and_one_that_fails_does_not_ke
     with pytest.raises(SystemExit) as stop:
         show(f"dir={folder}", "retry=failed", "report=false")
     assert stop.value.code == 1  # point 0 failed again
-    assert ran[0] == ({"mine": 1}, ["optim.lr=0.1"])
+    assert ran[0] == ({"mine": 1, "run_dir": str(folder / "0")}, ["optim.lr=0.1"])
     assert (ran[1][0]["optim"]["lr"], ran[1][0]["run_dir"], ran[1][1]) == (0.3, str(folder / "2"), ["optim.lr=0.3"])
     assert len(ran) == 2
     shown = capfd.readouterr()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from sftlab.launchers.squeue import Job
+from sftlab.common.squeue import Job
 from sftlab.sweeps import ranking, tables
 from sftlab.sweeps.points import Point
 from sftlab.sweeps.ranking import Importance, Share
@@ -52,9 +52,9 @@ def test_the_ranking_shows_means_deviations_and_the_seeds_that_are_missing(unequ
     assert cells(made) == [
         ["rank", "lr", "mean", "deviation", "seeds", "points"],
         ["1", "0.1", "1.5", "0.5", "3", "2 4 6"],
-        ["2", "1", "1.9", "", "[red]1 of 2[/]", "1 5"],
+        ["2", "1", "1.9", "", "1 of 2", "1 5"],
         ["3", "0.01", "2.2", "0.28284", "2", "0 3"],
-        ["-", "10", "", "", "[red]0 of 1[/]", "7"],
+        ["-", "10", "", "", "0 of 1", "7"],
     ]
     by_f1 = cells(tables.ranking(unequal, ranking.ranked(unequal, "val/f1"), "val/f1", "last"))
     assert [row[:3] for row in by_f1[1:4]] == [["1", "0.01", "0.8"], ["2", "1", "0.5"], ["3", "0.1", "0.3"]]

@@ -1,5 +1,6 @@
 """Waiting for a sweep of SLURM jobs, with SLURM's clients pretended."""
 
+import io
 import json
 from pathlib import Path
 
@@ -102,12 +103,24 @@ def test_a_summary_that_shows_late_is_waited_for(
 
 
 def test_changes_are_said_point_by_point() -> None:
-    said: list[str] = []
-    shown = {0: "running"}
+    console = Console(file=io.StringIO(), width=80)
     made = [Point(0, (), Path("x"), state="running"), Point(1, (), Path("x"), state="failed")]
-    watch.say_changes(made, shown, said.append)
-    watch.say_changes(made, shown, said.append)
-    assert said == ["point 1  failed"] and shown == {0: "running", 1: "failed"}
+    with watch.Shown(console) as shown:
+        shown.states = {0: "running"}
+        shown.show(Sweep(Path("s"), points=made))
+        shown.show(Sweep(Path("s"), points=made))
+    assert console.file.getvalue() == "point 1  failed\n"  # type: ignore[attr-defined]
+
+
+def test_with_fail_fast_the_jobs_of_the_others_are_cancelled_once(tmp_path: Path, slurm: Clients) -> None:
+    folder = make_jobs(tmp_path / "s", "failed", "running", "running")
+    slurm.answer("scancel", "")
+    slurm.answer("squeue", queue("FAILED", "RUNNING", "PENDING"), *[queue("FAILED", "CANCELLED", "CANCELLED")] * 9)
+    watch.watch(folder, Console(quiet=True), fail_fast=True)
+    assert [call[-2:] for call in slurm.calls("scancel")] == [["7_1", "7_2"]]
+    slurm.answer("squeue", *[queue("FAILED", "CANCELLED", "CANCELLED")] * 9)
+    watch.watch(folder, Console(quiet=True))
+    assert slurm.num_calls("scancel") == 1
 
 
 def test_what_failed_is_counted_and_named(tmp_path: Path, slurm: Clients) -> None:

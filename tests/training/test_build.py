@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
@@ -13,17 +14,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
+from sftlab.checkpoints.pretrained import allocate
 from sftlab.common.run_directory import Claim
-from sftlab.common.trackers import TensorBoard
+from sftlab.common.tracker import Background
 from sftlab.data.dataset import Data
 from sftlab.data.formats.chat import Chat
 from sftlab.data.loader import RowLayout
 from sftlab.data.mixture import Mixture
 from sftlab.parallel.world import World
 from sftlab.training import build as wiring
-from sftlab.training.build import Run, build, evaluate_on, make_row_layout, preview_parts, read_data
+from sftlab.training.build import Run, build, evaluate_on
 from sftlab.training.preempt import StopSignal
+from sftlab.training.rows import make_row_layout, preview_parts, read_data
 from sftlab.training.validation import AnswerEvaluator, LossEvaluator
 from tests.runs import compose
 from tests.support import byte_tokenizer
@@ -36,7 +40,7 @@ ODD = (
     "schedule=wsd", "schedule.warmup_steps=2", "schedule.final_ratio=0.2", "schedule.decay_ratio=0.5",
     "parallel.param_dtype=bfloat16",
     "trainer.batch_size=5", "trainer.epochs=3", "trainer.rows_per_microbatch=3", "trainer.clip_grad_norm=0.3",
-    "trainer.keep_checkpoints=4", "trainer.activation_checkpointing=true",
+    "trainer.keep_checkpoints=4", "trainer.activation_checkpointing=full",
     "evaluation.num_answers=7", "evaluation.max_new_tokens=9", "evaluation.batch_size=4",
 )  # fmt: skip
 
@@ -85,7 +89,7 @@ def test_the_optimiser_and_its_schedule_have_their_options(odd: Run) -> None:
     for group in trainer.optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.5, 0.75), 1e-3)
     # 36 examples in steps of 5 are 8 steps an epoch: 24, the last 12 of which are the decay.
-    assert trainer.max_steps == 24
+    assert trainer.ending.last_step == 24
     assert [trainer.schedule(s) for s in (1, 2, 13, 16, 24)] == pytest.approx([0.5, 1, 1, 0.8, 1 - 0.8 * 11 / 12])
 
 
@@ -96,7 +100,7 @@ def test_the_data_is_dealt_out_and_laid_out_as_it_says(odd: Run, one: Any) -> No
     plan = loader.plan
     assert (plan.batch_size, plan.seed, plan.shuffle, plan.group_by_prefix) == (5, 3, False, False)
     assert np.array_equal(plan.groups, odd.train.groups)
-    assert loader.row_layout == RowLayout("packed", 256, 3, rank=0, num_ranks=1, pad_token=2)
+    assert loader.row_layout == RowLayout("packed", 256, 3, rank=0, num_ranks=1, pad_token=3)
 
 
 def test_the_seed_decides_the_order_and_the_random_weights(
@@ -131,7 +135,8 @@ def test_what_is_evaluated_and_how(odd: Run, one: Any) -> None:
     assert (loss.plan.batch_size, loss.plan.shuffle, loss.plan.group_by_prefix) == (5, False, False)
     assert np.array_equal(loss.plan.groups, odd.val.groups)
     generator = answers.generator
-    assert (generator.max_new_tokens, generator.batch_size, generator.device) == (9, 4, one.device)
+    assert (generator.max_new_tokens, generator.batch_size, generator.gather) == (9, 4, "auto")
+    assert generator.world.device == one.device and generator.ends == {1}
     assert generator.tokenizer is odd.tokenizer
     assert loss.scorer is generator.scorer is odd.trainer.scorer
     assert len(answers.examples) == 7 and {e.id for e in answers.examples} <= {e.id for e in odd.val}
@@ -152,7 +157,7 @@ def test_what_is_kept_and_where_it_is_written(odd: Run, run_dirs: Path, one: Any
     kept.say("a word")
     assert "a word" in (folder / "train.log").read_text()
     assert trainer.metrics.path == folder / "metrics.jsonl" and trainer.console.max_steps == 24
-    assert [type(t) for t in trainer.metrics.trackers] == [TensorBoard] and (folder / "tensorboard").is_dir()
+    assert [cast(Background, t).name for t in trainer.metrics.trackers] == ["report", "tensorboard"]
     assert (odd.run_dir, trainer.world, trainer.throughput.world) == (folder, one, one)
     assert trainer.settings.clip_grad_norm == 0.3
     assert isinstance(trainer.stop, StopSignal) and trainer.stop.go_on == "the same command"
@@ -161,12 +166,10 @@ def test_what_is_kept_and_where_it_is_written(odd: Run, run_dirs: Path, one: Any
 
 def test_steps_where_set_decide_alone_and_a_compiled_run_has_fixed_shapes(plain: Run) -> None:
     trainer = plain.trainer
-    assert trainer.max_steps == trainer.console.max_steps == 4
+    assert trainer.ending.last_step == trainer.console.max_steps == 4
     assert trainer.schedule(4) == pytest.approx(0.5 * (1 + np.cos(np.pi * 3 / 4))), "of 4 steps"
-    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert trainer.loader.row_layout.fixed_shapes and not trainer.loader.row_layout.pin_memory
-    # Every length with gradients and, in evaluation, without.
-    assert torch._dynamo.config.recompile_limit >= 16
     assert all(layer._compiled_call_impl is not None for layer in trainer.scorer.model.model.layers)
     assert trainer.checkpoints.source is None and not trainer.checkpoints.rewind and not trainer.checkpoints.anyway
 
@@ -182,7 +185,12 @@ def test_a_rank_that_is_not_the_first_writes_nothing(
     config = compose(run_dirs / "second", model_folder, squad_files, "tracker=tensorboard")
     other = World(1, 1, 0, one.device)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(wiring, "broadcast_weights", lambda scorer, load, world: scorer.to_empty(device=world.device))
+
+        def fill(scorer: Any, model: Any, config: Any, seed: int, world: World) -> Any:
+            allocate(scorer, world.device)
+            return scorer.model.generation_config  # what rank 0 would send
+
+        patched.setattr(wiring, "fill", fill)
         patched.setattr(wiring, "probe", lambda scorer, layout, device: None)
         with made(run_dirs / "second", config, other) as found:
             trainer = found.trainer
@@ -210,10 +218,11 @@ def test_each_source_of_a_mixture_is_answered_under_its_name_by_its_own_score(on
     parts = {"b": part(9, ("x",)), "none": part(4, ()), "a": part(2, ("y",))}
     val: Any = SimpleNamespace(parts=parts, groups=np.zeros(15))
     formats = {name: SimpleNamespace(score=f"the score of {name}") for name in parts}
-    settings = SimpleNamespace(num_answers=3, max_new_tokens=5, batch_size=6)
-    data = SimpleNamespace(group_by_prefix=True, formats=formats)
+    settings = SimpleNamespace(num_answers=3, max_new_tokens=5, batch_size=6, gather="auto")
+    data = SimpleNamespace(groups_prefixes=True, formats=formats)
     given = {"data": data, "evaluation": settings, "trainer": SimpleNamespace(batch_size=4)}
-    scorer, row_layout, tokenizer = (cast(Any, object()) for _ in range(3))
+    scorer: Any = SimpleNamespace(model=SimpleNamespace(generation_config=GenerationConfig(eos_token_id=7)))
+    row_layout, tokenizer = cast(Any, object()), byte_tokenizer()
     loss, *answers = evaluate_on(val, given, scorer, tokenizer, row_layout, one)
     assert isinstance(loss, LossEvaluator) and (loss.plan.batch_size, loss.plan.group_by_prefix) == (4, True)
     found = [(a.source, a.score, len(a.examples)) for a in answers if isinstance(a, AnswerEvaluator)]
@@ -228,9 +237,10 @@ def laid_out(
     """Return how training and validation examples of these lengths are arranged."""
     train, val = (SimpleNamespace(lengths=np.array([5, n])) if n is not None else None for n in longest)
     data = SimpleNamespace(layout=layout, row_length=settings.pop("row_length", None))
-    tokenizer = SimpleNamespace(pad_token_id=settings.pop("pad", 7), eos_token_id=9)
-    chosen = SimpleNamespace(**{"rows_per_microbatch": None, "compile": False, **settings})
-    return make_row_layout(data, chosen, tokenizer, cast(Any, train), cast(Any, val), device, rank=2, num_ranks=5)
+    tokenizer = SimpleNamespace(all_special_ids=settings.pop("special", range(7)))
+    chosen = SimpleNamespace(**{"rows_per_microbatch": "auto", "compile": False, "batch_size": 100, **settings})
+    joined = chosen.__dict__.pop("joined", False)
+    return make_row_layout(data, chosen, tokenizer, cast(Any, train), cast(Any, val), device, 2, 5, joined)
 
 
 def test_a_packed_microbatch_is_a_row_of_4096_tokens_or_of_the_longest_example() -> None:
@@ -259,8 +269,21 @@ def test_shapes_are_fixed_where_they_are_compiled_and_memory_is_pinned_on_a_gpu_
     assert (gpu.fixed_shapes, gpu.pin_memory) == (True, True)
 
 
-def test_padding_is_the_tokenizers_own_also_where_that_is_0_or_else_the_end() -> None:
-    assert [laid_out("tree", pad=pad).pad_token for pad in (0, 7, None)] == [0, 7, 9]
+def test_a_gpus_microbatches_begin_at_32768_tokens_and_no_more_than_a_step_has() -> None:
+    def rows(layout: str, **given: Any) -> tuple[int, bool]:
+        made = laid_out(layout, device=CUDA, **given)
+        return made.rows_per_microbatch, made.joined
+
+    assert rows("tree", joined=True) == rows("packed", joined=True) == (8, True)
+    assert rows("tree", joined=True, row_length=640) == (20, True), "51 rows would fit, a rank has 20 examples of 100"
+    assert rows("tree", joined=True, batch_size=12) == (3, True)
+    assert rows("tree", joined=True, rows_per_microbatch=2) == (2, True)
+    assert rows("tree") == (1, False), "without FlexAttention a row is paid for whole"
+    assert rows("padded", joined=True) == (20, False) and rows("padded", batch_size=1000) == (128, False)
+
+
+def test_padding_is_the_first_token_that_is_not_special() -> None:
+    assert [laid_out("tree", special=ids).pad_token for ids in ([], [0, 2], [5, 1, 0])] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("max_length", "expected"), [(None, 2048), (100, 100), (5000, 2048)])

@@ -1,13 +1,16 @@
 """What a run compiles: how much, when, and nothing while it answers."""
 
+import re
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from sftlab.training.build import compiles
+from sftlab.training.arriving import Arriving
+from sftlab.training.sharded_model import compiles
 from sftlab.training.trainer import Trainer
 from tests.runs import compose, run_here
 
@@ -19,9 +22,11 @@ def test_gauntlet_46_a_run_compiles_at_most_four_graphs_and_none_after_warm_up(
     """Dynamo's guards decide what is compiled, whatever the backend; a CPU's FlexAttention has no backward."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     graphs: list[int] = []
+    laid_out: list[Any] = []
     real = Trainer.train_step
 
-    def counted(self: Trainer, step: int, data: object) -> dict[str, float]:
+    def counted(self: Trainer, step: int, data: object) -> Arriving:
+        laid_out.append(data)
         values = real(self, step, data)  # type: ignore[arg-type]
         graphs.append(counters["stats"]["unique_graphs"])
         return values
@@ -35,19 +40,24 @@ def test_gauntlet_46_a_run_compiles_at_most_four_graphs_and_none_after_warm_up(
         squad_files,
         "trainer.compile=true",
         "model.attention=sdpa",
-        "trainer.batch_size=5",
+        "trainer.batch_size=11",
+        "data.layout=packed",
+        "data.row_length=512",
         "trainer.max_steps=12",
         "trainer.eval_every=4",
-        "data.row_length=256",
     )
     assert run_here(config).startswith("score")
-    assert len(graphs) == 12 and graphs[0] >= 1 and counters["stats"]["unique_graphs"] <= 4
-    assert graphs[4:] == [graphs[4]] * 8 and counters["stats"]["unique_graphs"] == graphs[-1]
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4
+    assert graphs == [counters["stats"]["unique_graphs"]] * 12, "all is compiled before the first step"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert re.findall(r"compiling (\d of \d) \.\.\. \d+ s", log) == ["1 of 3", "2 of 3", "3 of 3"]
+    lengths = {len(b.tokens[0]) for step in laid_out for b in step.microbatches}
+    assert len(lengths) > 2, f"the lengths of the run differ: {lengths}"
 
 
 def test_auto_compiles_on_cuda_where_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     for there in (True, False):
-        monkeypatch.setattr("sftlab.training.build.has_triton", lambda there=there: there)
+        monkeypatch.setattr("sftlab.training.sharded_model.has_triton", lambda there=there: there)
         assert (compiles("auto", cpu), compiles("auto", cuda)) == (False, there)
         assert compiles(True, cpu) is True and compiles(False, cuda) is False

@@ -1,10 +1,12 @@
 """What people read of a run: numbers worked out by hand, lines that fit, and the same in train.log."""
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 
 from sftlab.config.errors import complain
 from sftlab.training.console import Console
@@ -57,19 +59,52 @@ def test_on_a_terminal_steps_are_one_live_line_and_the_last_stays(
     assert console.live.is_started
     shown: list[str] = []
     update = console.live.update
-    monkeypatch.setattr(console.live, "update", lambda text: (shown.append(str(text)), update(text)))
+    monkeypatch.setattr(console.live, "update", lambda part: (shown.append(drawn(part)), update(part)))
     console.step(1, VALUES)
     console.step(2, VALUES)
     console.facts("title", {"model": "[bold]tiny[/bold]", "data": "x" * 300})
     console.close()
     assert not console.live.is_started
     out = capsys.readouterr().out
-    assert shown[0].startswith("step 1/2") and shown[-1] == "", "the live line gives way to the last"
+    assert shown[0].startswith("0 s left  ━━━━━━━━────────  step 1/2"), "what is left is never cut off"
+    assert shown[-1] == "", "the live line gives way to the last"
     assert "step 2/2  loss 1.2346" in out.rsplit("step 1/2", 1)[-1]
     assert "[bold]tiny[/bold]" in out and out.count("x") >= 300, "nothing is taken for markup, nothing is cut"
     lines = logged_loosely(tmp_path / "train.log")
     assert [line.split("  ")[0] for line in lines[:2]] == ["step 1/2", "step 2/2"]
     assert lines[2:4] == ["title", "  model  [bold]tiny[/bold]"]
+
+
+def drawn(part: Any) -> str:
+    """Return what is shown at 80 columns."""
+    console = rich.console.Console(width=80, file=io.StringIO(), no_color=True, force_terminal=False)
+    console.print(part, end="")
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_long_run_prints_a_line_every_ten_seconds_and_after_an_hour_every_thirty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s[0])
+    console = Console(10_000, tmp_path / "train.log")
+    for step in range(1, 10_001):
+        console.step(step, VALUES)
+        now_s[0] += 1
+    console.close()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [int(line.split("/")[0].removeprefix("step ")) for line in lines]
+    assert steps == [*range(1, 3601, 10), *range(3621, 10_000, 30), 10_000]
+    assert logged(tmp_path / "train.log") == lines
+
+
+def test_a_resumed_run_shows_what_the_first_start_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(9, None)
+    console.recall({"val/loss": 3.0}, [sample(0, "at the start")])
+    console.evaluation(9, {"val/loss": 1.0}, [sample(0, "now")])
+    console.answers()
+    said = capsys.readouterr().out
+    assert "3.0000" in said and "before  at the start" in said and "after  now" in said
 
 
 def logged_loosely(path: Path) -> list[str]:

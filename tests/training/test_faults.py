@@ -23,7 +23,7 @@ def test_an_allocators_error_becomes_ours_with_the_microbatch_and_what_to_type(e
     with pytest.raises(OutOfMemory, match=words) as found, memory_for(batch):
         raise error
     assert found.value.__cause__ is error
-    for key in ("rows_per_microbatch", "data.row_length", "data.max_length", "activation_checkpointing=true"):
+    for key in ("rows_per_microbatch", "data.row_length", "data.max_length", "activation_checkpointing=full"):
         assert key in str(found.value)
 
 

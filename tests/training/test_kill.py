@@ -1,7 +1,6 @@
 """A run killed -9 at random moments, the middle of a save among them: the experiment's code, with 3 kills."""
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import pytest
 
 from experiments.kill_test.run import Run, compare, kill_test
-from tests.support import REPO
-from tests.warm import Process, warm
+from tests.support import warmed
+from tests.warm import Process
 
 # What `python -m sftlab.train` does, with the cache of tokenised examples that is this run's own.
 START = """
@@ -22,14 +21,12 @@ runpy.run_module("sftlab.train", run_name="__main__", alter_sys=True)
 
 def test_a_run_killed_three_times_equals_one_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that are killed are real; they only need not import torch first."""
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with warm(tmp_path, environment) as python:
 
-        def start(run: Run) -> Process:
-            return python.start("-c", START, *run.arguments, cwd=tmp_path, env=run.env, output=run.output)
+    def start(run: Run) -> Process:
+        return warmed().start("-c", START, *run.arguments, cwd=tmp_path, env=run.env, output=run.output)
 
-        monkeypatch.setattr(Run, "start", start)
-        outcome = kill_test(tmp_path, kills=3, steps=30, ranks=1, seed=0)
+    monkeypatch.setattr(Run, "start", start)
+    outcome = kill_test(tmp_path, kills=3, steps=30, ranks=1, seed=0)
     assert outcome.wrong == []
     assert len(outcome.kills) == 3 and any(hit.in_save for hit in outcome.kills)
     assert outcome.num_values > 30 * 5

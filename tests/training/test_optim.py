@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sftlab.config.binding import check_node
 from sftlab.models.scorer import Scorer
 from sftlab.training.optim import adamw
 from tests.support import tiny_llama
@@ -45,7 +46,7 @@ def test_frozen_parameters_are_left_out() -> None:
 @pytest.mark.parametrize("lr", [0, -1e-3, float("nan")])
 def test_a_learning_rate_is_above_zero(lr: float) -> None:
     with pytest.raises(ValueError, match=rf"^optim\.lr={lr}: expected a number above 0$"):
-        adamw(nn.Linear(1, 1), lr=lr)
+        check_node("optim", {"_target_": "sftlab.training.optim.adamw", "_partial_": True, "lr": lr})
 
 
 def test_every_option_reaches_every_parameter_group() -> None:

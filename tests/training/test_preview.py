@@ -199,8 +199,8 @@ def test_the_step_that_is_asked_for_is_drawn_and_one_beyond_the_epoch_is_refused
     heading, _, forest = out.split("training")[0].partition("\n")
     assert "step 3, one of its 1 rows: 1 examples" in heading and "five" in forest and "one" not in forest
     assert "oneyes" in show(*typed).split("training")[0]
-    for step in (0, 4):
-        assert f"step={step}: an epoch has steps 1 to 3" in refused(show, capfd, *typed, f"step={step}")
+    assert "step=0: expected a whole number of at least 1" in refused(show, capfd, *typed, "step=0")
+    assert "step=4: an epoch has steps 1 to 3" in refused(show, capfd, *typed, "step=4")
 
 
 def test_more_rows_than_there_are_and_the_row_asked_for_before_the_first_ones(show: Show, tmp_path: Path) -> None:
@@ -252,3 +252,57 @@ def test_a_setting_that_there_is_not_is_refused_with_the_one_that_was_meant(
     assert "did you mean limit?" in refused(
         show, capfd, "data=prompt_completion", f"data.path={path}", "+data.limitt=3"
     )
+
+
+def test_a_source_typed_by_its_name_is_the_only_one(show: Show, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "one.jsonl", ("a", "b"))
+    out = show("data=mixture", "data.sources.mine=prompt_completion", f"data.sources.mine.path={path}")
+    assert "training mine  1 rows read, 1 kept" in out and "squad" not in out and "gsm8k" not in out
+
+
+def test_the_first_examples_are_shown_before_all_rows_are_read_and_once(
+    show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"row {i:04}", "yes") for i in range(1200)]
+    path = pairs(tmp_path / "rows.jsonl", *rows)
+    from sftlab.data import arrow
+    from sftlab.data.dataset import Data
+
+    shown: list[str] = []
+    real = Data.examples
+
+    def examples(self: Data, *arguments: Any) -> Any:
+        shown.append(capfd.readouterr().out)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Data, "examples", examples)
+    totals: list[int | None] = []
+    bar = arrow.datasets.builder.hf_tqdm
+    monkeypatch.setattr(
+        arrow.datasets.builder, "hf_tqdm", lambda *a, **k: totals.append(k.get("total")) or bar(*a, **k)
+    )
+    after = show("data=prompt_completion", f"data.path={path}", "rows=2", "data.shuffle=false", "trainer.batch_size=4")
+    assert [n for n in range(6) if f"row {n:04}" in shown[0]] == [0, 1]
+    assert "rows.jsonl:1: " not in after and "training  1,200 rows read, 1,200 kept" in after
+    assert totals[-2:] == [200, 1200], "the bar knows its end"
+    more = show("data=prompt_completion", f"data.path={path}", "rows=203")
+    assert "rows.jsonl:200: " in shown[1] and "rows.jsonl:201: " not in shown[1]
+    assert all(f"rows.jsonl:{i}: " in more for i in (201, 202, 203)) and "rows.jsonl:204: " not in more
+
+
+def test_every_turn_that_was_taken_apart_is_shown_and_the_proof_of_the_template(
+    show: Show, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"role": r, "content": f"{r} {i}"} for i in range(2) for r in ("user", "assistant")]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    chat = ("data=chat", f"data.path={path}", "data.format.template_path=asset://chat.jinja", "trainer.batch_size=2")
+    out = show(*chat, "data.format.turns=apart")
+    assert out.count("chat.jsonl:1") == 2 and out.count("several turns") == 1 and "right, taken apart" in out
+    said[1]["reasoning_content"] = "hm"
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    with pytest.raises(SystemExit):
+        show(*chat)
+    shown = capfd.readouterr()
+    assert "this template does not write reasoning" in shown.err
+    assert re.search(r"reasoning +refused", shown.out) and re.search(r"several turns +right", shown.out)

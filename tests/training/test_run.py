@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from sftlab.checkpoints.hugging_face import weights_of
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.common import run_directory
 from sftlab.common.metrics import Metrics
+from sftlab.common.owner import Hold, this_process
 from sftlab.parallel.world import World
 from sftlab.training import run as running
 from sftlab.training.console import Console
@@ -27,6 +30,7 @@ from sftlab.training.faults import RankLost
 from sftlab.training.run import (
     claim,
     command_again,
+    dated,
     facts,
     finish,
     leave_data_report,
@@ -34,6 +38,7 @@ from sftlab.training.run import (
     quiet_libraries,
     run,
 )
+from sftlab.training.settings import TrainerSettings
 from sftlab.training.trainer import Trainer
 from tests.runs import compose
 from tests.support import read_jsonl
@@ -90,7 +95,10 @@ def test_the_log_says_what_runs_and_what_came_of_it(finished: Any, model_folder:
     size = sum(v.numel() for v in load_file(folder / "model" / "model.safetensors").values())
     assert said["parameters"] == f"{size:,}, compute in bfloat16, attention sdpa_by_blocks"
     assert said["data"] == str(squad_files[0])
-    assert said["training"] == "36 rows read, 36 kept" and said["validation"] == "12 rows read, 12 kept"
+    assert (
+        said["training"] == "36 rows read, 36 kept, columns not read: title"
+        and said["validation"] == "12 rows read, 12 kept, columns not read: title"
+    )
     assert said["steps"] == "3 of 12 examples (3 per epoch)" and "(first 3 steps)" in said["layout"]
     assert said["device"] == "cpu" and said["run directory"] == str(folder)
     assert f"; the model is {folder / 'model'}" in log and "finished in " in log
@@ -157,7 +165,7 @@ def test_a_run_that_is_told_to_stop_says_with_what_to_go_on(
     assert "Traceback" not in log
     again = f"resume with\n  python -m sftlab.train optim.lr=0.05 'name=with space' run_dir={folder}\n"
     assert again in log
-    assert closed == [Checkpoints, Console, Metrics]
+    assert closed == [Checkpoints, Metrics, Console]
     assert signal.getsignal(signal.SIGTERM) is before and not torch.distributed.is_initialized()
     assert not (folder / "model").exists()
 
@@ -176,7 +184,7 @@ def test_a_run_that_loses_a_rank_says_so_and_closes_what_is_open(
     log = (folder / "train.log").read_text()
     assert "Traceback" in log and "RankLost: another rank has ended" in log
     assert "told by" in log and "hf_abcdef" not in log, "no secret"
-    assert closed == [Checkpoints, Console, Metrics] and not torch.distributed.is_initialized()
+    assert closed == [Checkpoints, Metrics, Console] and not torch.distributed.is_initialized()
 
 
 def test_a_run_that_cannot_be_built_is_noted_too(attempt: Attempt, closed: list[type]) -> None:
@@ -213,17 +221,19 @@ def test_a_refusal_is_told_to_every_rank_and_only_the_first_touches_the_director
     (tmp_path / "file").write_text("mine")
     heard: list[Any] = []
     config = {"run_dir": str(tmp_path), "resume": "auto"}
+    hold = Hold(tmp_path / "new", [this_process()])
     with pytest.raises(run_directory.RunDirError, match="is not empty and not a run"):
-        claim(tmp_path, config, [], one_of(3, 0, heard=heard))
+        claim(tmp_path, config, [], one_of(3, 0, heard=heard), hold)
     assert [type(v) for v in heard] == [run_directory.RunDirError]
     with pytest.raises(run_directory.RunDirError, match="told"):
-        claim(tmp_path / "new", config, [], one_of(3, 2, run_directory.RunDirError("told")))
+        claim(tmp_path / "new", config, [], one_of(3, 2, run_directory.RunDirError("told")), hold)
     with pytest.raises(PermissionError, match="told"):
-        claim(tmp_path / "new", config, [], one_of(3, 2, PermissionError("told")))
+        claim(tmp_path / "new", config, [], one_of(3, 2, PermissionError("told")), hold)
     granted = run_directory.Claim(rewind=True, source=Path("x"))
-    assert claim(tmp_path / "new", config, [], one_of(3, 2, granted)) is granted
+    assert claim(tmp_path / "new", config, [], one_of(3, 2, granted), hold) is granted
     assert not (tmp_path / "new").exists()
-    assert claim(tmp_path / "new", config, ["a=1"], one_of(3, 0)) == run_directory.Claim()
+    assert claim(tmp_path / "new", config, ["a=1"], one_of(3, 0), hold) == run_directory.Claim()
+    hold.give_back()
     assert (tmp_path / "new" / "overrides.yaml").read_text() == "- a=1\n"
 
 
@@ -235,13 +245,14 @@ def test_a_model_is_exported_by_the_first_rank_from_the_last_checkpoint(
 ) -> None:
     exported: list[Any] = []
     monkeypatch.setattr(running, "export", lambda *given, **more: exported.append((*given, more)))
-    made: Any = SimpleNamespace(
-        run_dir=Path("run"), trainer=SimpleNamespace(checkpoints=SimpleNamespace(complete=lambda: ["a", "b", "c"]))
+    trainer = SimpleNamespace(
+        checkpoints=SimpleNamespace(complete=lambda: ["a", "b", "c"]), settings=TrainerSettings(batch_size=1)
     )
+    made: Any = SimpleNamespace(run_dir=Path("run"), trainer=trainer)
     config = {"parallel": node, "model": {"trust_remote_code": trust}}
-    leave_model(config, made, one_of(3, 1))
+    assert leave_model(config, made, one_of(3, 1, ("c", 2.5)), 2.5) == ("c", 2.5)
     assert exported == []
-    leave_model(config, made, one_of(3, 0))
+    assert leave_model(config, made, one_of(3, 0), 2.5) == ("c", 2.5)
     assert exported == [("c", Path("run/model"), dtype, {"trust_remote_code": bool(trust)})]
 
 
@@ -252,27 +263,40 @@ def test_an_export_that_fails_on_the_first_rank_fails_on_all() -> None:
     heard: list[Any] = []
     config: dict[str, Any] = {"parallel": {}, "model": {}}
     with pytest.raises(IndexError):
-        leave_model(config, made, one_of(3, 0, heard=heard))
+        leave_model(config, made, one_of(3, 0, heard=heard), 1.0)
     assert isinstance(heard[0], IndexError)
     with pytest.raises(OSError, match="told"):
-        leave_model(config, made, one_of(3, 2, OSError("told")))
+        leave_model(config, made, one_of(3, 2, OSError("told")), 1.0)
 
 
 def test_the_end_of_a_run_in_numbers(tmp_path: Path) -> None:
     said: list[str] = []
     trainer = SimpleNamespace(
-        max_steps=7,
+        ending=SimpleNamespace(last_step=7, why="it was told to"),
         skipped=[{"step": 2, "examples": ["e1"]}],
         metrics=SimpleNamespace(last={"val/loss": 2.5}, best={"val/loss": 1.5}),
-        console=SimpleNamespace(answers=lambda: said.append("the answers"), say=said.append),
+        console=SimpleNamespace(max_steps=9, answers=lambda: said.append("the answers"), say=said.append),
     )
-    made: Any = SimpleNamespace(trainer=trainer, run_dir=tmp_path)
-    finish(made, 2.5, 3.4 * 3600)
+    example = SimpleNamespace(tokens=[1, 2, 3], num_prompt=2)
+    tokenizer = SimpleNamespace(decode=lambda tokens, skip_special_tokens: "it's " * len(tokens))
+    made: Any = SimpleNamespace(trainer=trainer, run_dir=tmp_path, val=[example], train=[], tokenizer=tokenizer)
+    (tmp_path / "checkpoint.json").write_text('{"step": 5, "files": {}}')
+    lines = [{"step": 5, "train/loss": 3.5}, {"step": 5, "val/loss": 1.5}, {"step": 7, "val/loss": 2.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finish(made, tmp_path, 1.5, 3.4 * 3600)
     assert json.loads((tmp_path / "summary.json").read_text()) == {
-        "status": "finished", "score": 2.5, "steps": 7, "wall_s": 3.4 * 3600,
+        "status": "finished", "score": 1.5, "steps": 7, "ended": "it was told to",
+        "model": {"step": 5, "val/loss": 1.5}, "wall_s": 3.4 * 3600,
         "skipped": [{"step": 2, "examples": ["e1"]}], "last": {"val/loss": 2.5}, "best": {"val/loss": 1.5},
     }  # fmt: skip
-    assert said == ["the answers", f"finished in 3 h 24 min; the model is {tmp_path / 'model'}"]
+    assert said[:3] == [
+        "the answers",
+        "ended after step 7 of 9: it was told to",
+        f"finished in 3 h 24 min; the model is {tmp_path / 'model'}, of step 5",
+    ]
+    typed = [shlex.split(line) for line in said[3].splitlines()[1:]]
+    assert [words[2] for words in typed] == ["sftlab.generate", "sftlab.evaluate", "sftlab.serve"]
+    assert typed[0][3:] == [f"run={tmp_path}", "prompt=it's it's "] and "baseline=true" in typed[1]
 
 
 @pytest.mark.parametrize(
@@ -308,13 +332,39 @@ def test_several_ranks_and_no_validation_are_said(
         gpus: Any = SimpleNamespace(size=3, device=torch.device("cuda"), is_main=True)
         trainer = SimpleNamespace(**{**vars(self), "world": gpus})
         made: Any = SimpleNamespace(
-            trainer=trainer, train=self.loader.examples, val=None, run_dir=tmp_path / "run", data_path="the data"
+            trainer=trainer,
+            train=self.loader.examples,
+            val=None,
+            run_dir=tmp_path / "run",
+            data_path="the data",
+            tokenizer=AutoTokenizer.from_pretrained(config["model"]["name_or_path"]),
         )
         asked.append(facts(config, made, leave_data_report(made)))
         return fit(self)
 
     monkeypatch.setattr(Trainer, "fit", ask)
+    monkeypatch.setattr("sftlab.parallel.device.has_bfloat16", lambda device: True)
     score = run(config, [])
     assert asked[0]["device"] == "3 x cuda" and "compute in bfloat16" in asked[0]["parameters"]
     assert asked[0]["validation"] == "none (data.val_path, data.val_examples)"
     assert math.isfinite(score) and score == read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["train/loss"]
+
+
+def test_gauntlet_38_a_run_keeps_the_date_of_its_first_start(tmp_path: Path) -> None:
+    def config(run_dir: Path, resume: str = "auto", typed: str | None = None) -> dict[str, Any]:
+        chat = {"_target_": "Chat", "template_path": None, "date": typed}
+        data = {"format": chat, "sources": {"one": {"format": dict(chat)}, "two": {"format": {"date": None}}}}
+        return {"run_dir": str(run_dir), "resume": resume, "data": data}
+
+    first = dated(config(tmp_path / "first"))
+    today = first["data"]["format"]["date"]
+    assert len(today) == 10 and first["data"]["sources"]["one"]["format"]["date"] == today
+    assert first["data"]["sources"]["two"]["format"]["date"] is None, "another format's own key"
+    (tmp_path / "first" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    yesterday = config(tmp_path / "first", typed="2001-02-03")
+    (tmp_path / "first" / run_directory.CONFIG).write_text(yaml.safe_dump(yesterday))
+    assert dated(config(tmp_path / "first"))["data"] == dated(yesterday)["data"] != first["data"]
+    for resume in (tmp_path / "first", tmp_path / "first" / "checkpoints" / "step_00000001"):
+        again = dated(config(tmp_path / "second", str(resume)))
+        assert again["data"]["format"]["date"] == "2001-02-03"
+    assert dated(config(tmp_path / "first", typed="2002-02-03"))["data"]["format"]["date"] == "2002-02-03"

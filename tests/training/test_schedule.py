@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sftlab.config.binding import check_node
 from sftlab.training.schedule import constant, cosine, linear, wsd
 
 SCHEDULES = [constant, linear, cosine, wsd]
@@ -23,8 +24,9 @@ def test_a_step_has_one_factor_in_whatever_order_it_is_asked(schedule: Schedule)
 def test_warm_up_is_linear_and_in_steps(schedule: Schedule) -> None:
     assert [schedule(s, 100, warmup_steps=4) for s in range(1, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert schedule(1, 100) == 1.0
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=-1"):
-        schedule(1, 100, warmup_steps=-1)
+    target = f"sftlab.training.schedule.{schedule.__name__}"
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=-1: expected a whole number of at least 0"):
+        check_node("schedule", {"_target_": target, "_partial_": True, "warmup_steps": -1})
 
 
 def test_the_shapes() -> None:

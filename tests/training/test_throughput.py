@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.loader import RowLayout, Step
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
+from sftlab.training.laps import Laps
 from sftlab.training.throughput import FlopCount, Throughput
 from tests.support import tiny_llama
 
@@ -26,6 +27,14 @@ def step(**counts: float) -> Step:
         ("num_targets", "num_examples", "num_tokens", "num_effective_tokens", "num_predictions", "num_nodes"), 0
     )
     return Step(**{**zero, "microbatches": [], "num_rows": 0, "pairs": 0, "indices": np.arange(0), **counts})
+
+
+def laps(scorer: Scorer) -> Laps:
+    return Laps(scorer, torch.optim.SGD(scorer.parameters()), torch.device("cpu"))
+
+
+def perf(meter: Throughput) -> dict[str, float]:
+    return {name: value for name, value in meter.take_rates().items() if name.startswith("perf/")}
 
 
 @pytest.fixture
@@ -44,8 +53,8 @@ def test_operations_of_a_step_by_hand() -> None:
     """A Llama of 3 layers, width 32, 4 query heads and 2 of keys and values, of dimension 16: wider than 32 / 4."""
     count = FlopCount(Scorer(tiny_llama(layers=3, tied=False, head_dim=16)))
     layer = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 64  # queries, keys and values, output; gate, up and down
-    assert count.body == 3 * layer  # norms are no matmuls, and the embedding is a table
-    assert count.head == 320 * 32
+    assert count.body == 6 * 3 * layer  # norms are no matmuls, and the embedding is a table
+    assert count.head == 6 * 320 * 32
     assert count.attention == 3 * 4 * 16  # 3 layers, all query heads
     made = step(num_nodes=1000, num_predictions=7, pairs=90_000, num_tokens=5000, num_effective_tokens=4000)
     assert count.of(made) == 6 * (3 * layer * 1000 + 320 * 32 * 7) + 12 * 192 * 90_000
@@ -55,7 +64,17 @@ def test_a_head_dimension_that_the_config_does_not_name_is_the_width_over_the_he
     config = GPT2Config(vocab_size=320, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=1)
     count = FlopCount(Scorer(GPT2LMHeadModel(config)))
     assert count.attention == 2 * 3 * 8
-    assert count.body == 2 * (24 * 72 + 24 * 24 + 2 * 24 * 96)
+    assert count.body == 6 * 2 * (24 * 72 + 24 * 24 + 2 * 24 * 96)
+
+
+def test_heads_that_differ_from_layer_to_layer_are_counted_as_they_are() -> None:
+    """Gemma 4's are twice as wide in layers of full attention, and its config has no one width to read."""
+    made = AutoConfig.for_model(
+        "gemma4_text", vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, global_head_dim=32, hidden_size_per_layer_input=8, pad_token_id=2,
+        vocab_size_per_layer_input=320, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )  # fmt: skip
+    assert FlopCount(Scorer(AutoModelForCausalLM.from_config(made))).attention == 4 * (16 + 16 + 32)
 
 
 def test_operations_are_those_of_the_mathematics_in_every_layout() -> None:
@@ -65,7 +84,7 @@ def test_operations_are_those_of_the_mathematics_in_every_layout() -> None:
         for start, n in ((10, 5), (50, 3))
     ]
     count = FlopCount(Scorer(tiny_llama()))
-    expected = 6 * (count.body * 8 + count.head * 2) + 12 * count.attention * 21
+    expected = count.body * 8 + count.head * 2 + 12 * count.attention * 21
     tokens = {}
     for layout in LAYOUTS:
         made = RowLayout(layout, 64, 1, 0, 1, pad_token=2).arrange(examples, np.arange(2))
@@ -76,14 +95,15 @@ def test_operations_are_those_of_the_mathematics_in_every_layout() -> None:
 
 
 def test_rates_leave_out_pauses_and_begin_anew_at_each_reading(one: World, clock: Clock) -> None:
-    meter = Throughput(Scorer(tiny_llama()), one)
+    scorer = Scorer(tiny_llama())
+    meter = Throughput(scorer, one, laps(scorer))
     for _ in range(2):
         clock(2.0)
         meter.add(step(num_examples=6, num_tokens=500, num_effective_tokens=700, num_targets=30))
     with meter.paused():
         clock(100.0)
     clock(1.0)
-    assert meter.take_rates() == {
+    assert perf(meter) == {
         "perf/examples_per_s": 12 / 5,
         "perf/tokens_per_s": 1000 / 5,
         "perf/effective_tokens_per_s": 1400 / 5,
@@ -91,7 +111,7 @@ def test_rates_leave_out_pauses_and_begin_anew_at_each_reading(one: World, clock
     }
     clock(4.0)
     meter.add(step(num_examples=2, num_tokens=8, num_effective_tokens=9, num_targets=3))
-    assert meter.take_rates() == {
+    assert perf(meter) == {
         "perf/examples_per_s": 2 / 4,
         "perf/tokens_per_s": 8 / 4,
         "perf/effective_tokens_per_s": 9 / 4,
@@ -118,7 +138,8 @@ def test_mfu_is_a_share_of_the_peak_of_all_devices(
     asked = []
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: asked.append(d) or name)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: asked.append(d) or 3 * 2**30)
-    meter = Throughput(Scorer(tiny_llama()), World(rank=0, size=4, local_rank=0, device=device))
+    scorer = Scorer(tiny_llama())
+    meter = Throughput(scorer, World(rank=0, size=4, local_rank=0, device=device), laps(scorer))
     clock(2.0)
     made = step(num_nodes=10**6, num_predictions=10**5, pairs=10**8, num_tokens=10**7)
     meter.add(made)
@@ -131,3 +152,36 @@ def test_mfu_is_a_share_of_the_peak_of_all_devices(
     assert asked == [device, device]
     clock(1.0)
     assert meter.take_rates().get("perf/mfu") == (0.0 if peak else None), "operations are summed since the last reading"
+
+
+def test_a_second_is_counted_for_the_part_in_which_it_passes(one: World, clock: Clock) -> None:
+    """Two microbatches of a step, an evaluation with a forward of its own, two steps: by hand."""
+    scorer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(scorer.parameters())
+    hooked: list[torch.nn.Module] = [scorer]
+    found = Laps(hooked[0], optimizer, one.device)
+    scorer.register_forward_hook(lambda *_: clock(3.0), prepend=True)
+    optimizer.register_step_pre_hook(lambda *_: clock(7.0))
+
+    def items() -> Any:
+        for i in range(2):
+            clock(1.0)
+            yield i
+
+    for _ in found.waited_for(items()):
+        for _ in range(2):
+            clock(0.25)  # goes to the device
+            loss = scorer(torch.ones(1, 1)).sum()
+            clock(5.0)
+            loss.backward()
+        optimizer.step()
+        clock(11.0)
+        with found.inside("evaluation"), torch.no_grad():
+            clock(13.0)
+            scorer(torch.ones(1, 1))
+    taken = found.take(2)
+    assert taken == {
+        "time/data_s": 1.0, "time/between_s": 0.25 + 11.0, "time/forward_s": 6.0, "time/backward_s": 10.25,
+        "time/optimizer_s": 7.0, "time/evaluation_s": 16.0,
+    }  # fmt: skip
+    assert found.take(2) == {}

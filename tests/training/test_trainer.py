@@ -1,9 +1,10 @@
 """The trainer: what happens at which step, in which order, and the arithmetic of one step by hand."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +13,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftlab.data.batch import collate
 from sftlab.data.example import Example
-from sftlab.data.forest import lay_out
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
-from sftlab.models.scorer import Score
+from sftlab.models.scorer import Score, Scorer
+from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.parallel.world import World
+from sftlab.training.ending import Ending
 from sftlab.training.faults import NonFinite, OutOfMemory
+from sftlab.training.optim import adamw
 from sftlab.training.settings import TrainerSettings
-from sftlab.training.trainer import Trainer
+from sftlab.training.trainer import Launched, Trainer
 from sftlab.training.validation import Evaluation, Sample
-from tests.support import random_examples
+from tests.support import random_examples, tiny_llama
 
 Event = tuple[Any, ...]
 
@@ -84,6 +87,8 @@ class Around:
     at_step: int = 0
 
     # The checkpoints.
+    took_s = 0.0
+
     def restore(self, scorer: Any, optimizer: Any) -> dict[str, Any] | None:
         self.events.append(("restore",))
         return self.restored
@@ -150,20 +155,23 @@ def trainer(
             steps=around.steps,
             plan=SimpleNamespace(steps_per_epoch=4),
             examples=[SimpleNamespace(id=f"e{i}") for i in range(9)],
-            largest=lambda: pytest.fail("only a GPU is warmed up"),
         ),
         "evaluators": [around.evaluate],
         "checkpoints": around,
         "metrics": SimpleNamespace(
             cut=around.cut,
+            at_start=lambda sample: ({}, []),
             write_numbers=around.write_numbers,
-            samples=note("samples"),
-            write_text=note("text"),
+            write_answers=note("answers"),
             last=around.last,
         ),
-        "console": SimpleNamespace(say=around.said.append, step=note("shown"), evaluation=note("shown evaluation")),
+        "console": SimpleNamespace(
+            say=around.said.append, step=note("shown"), evaluation=note("shown evaluation"), recall=lambda *_: None
+        ),
         "throughput": SimpleNamespace(add=note("add"), paused=around.paused, take_rates=lambda: {"perf/x": 1.0}),
-        "stop": around,
+        "stop": SimpleNamespace(agreed=around.agreed, leave=around.leave, steps=nullcontext),
+        "warm_up": note("warmed up"),
+        "around": lambda steps: steps,
     }
     return Trainer(
         scorer=made,
@@ -171,7 +179,7 @@ def trainer(
         schedule=lambda step: 1 / step,
         world=world,
         settings=TrainerSettings(**{"batch_size": 1, **settings}),
-        max_steps=max_steps,
+        ending=Ending(world=world, last_step=max_steps),
         **collaborators,
     )
 
@@ -265,10 +273,9 @@ def test_what_evaluators_find_is_written_shown_and_remembered(around: Around, on
     made.began_s = around.now_s - 7
     made.evaluate(6)
     scores, samples = {"val/loss": 3.0, "val/f1": 0.25}, [*around.samples, other]
-    table = "| prompt | answer | expected |\n| --- | --- | --- |\n| p | x | y |\n| q | z | w |"
     assert around.events == [
-        ("paused",), ("evaluate",), ("goes on",), ("write", 6, 107.0, scores), ("samples", 6, samples),
-        ("shown evaluation", 6, scores, samples), ("text", 6, "val/answers", table),
+        ("paused",), ("evaluate",), ("goes on",), ("write", 6, 107.0, scores),
+        ("shown evaluation", 6, scores, samples), ("answers", 6, samples),
     ]  # fmt: skip
     assert made.scored == (6, 3.0)
 
@@ -277,12 +284,8 @@ def test_without_evaluators_nothing_is_written(around: Around, one: World) -> No
     made = trainer(around, one)
     made.evaluators = []
     made.evaluate(6)
-    assert around.events == [("paused",), ("goes on",)]
+    assert around.events == [("paused",), ("goes on",), ("answers", 6, [])]
     assert made.scored[0] == 6 and math.isnan(made.scored[1])
-    around.samples = ()
-    made.evaluators = [around.evaluate]
-    made.evaluate(7)
-    assert around.kinds("text") == [], "no answers, no table"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +302,7 @@ def test_what_a_checkpoint_keeps_beside_tensors(
         "time_s": 8.0,
         "score": score,
         "skipped": [{"step": 2}],
+        "ending": {"best": None, "best_step": 0, "misses": 0, "max_hours": None},
         "next": {"epoch": 2, "step_in_epoch": 1},  # 4 steps an epoch: the tenth step is the second of the third
     }
     made.skipped.append({"step": 10})
@@ -318,19 +322,17 @@ def test_one_update_by_hand(most: float | None, around: Around, one: World) -> N
     optimizer = torch.optim.SGD([{"params": [scorer.w]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=0.1)
     made = trainer(around, one, scorer=scorer, optimizer=optimizer, clip_grad_norm=most)
     data = step_of(*nlls)
-    values = made.train_step(4, data)
+    values = made.train_step(4, data).read()
     norm = (1.75**2 + 0.5**2) ** 0.5  # 1.82
-    assert values == {
-        "train/loss": pytest.approx(loss), "train/grad_norm": pytest.approx(norm), "train/lr": 0.1 / 4,
-        "train/examples": 5, "train/targets": 4.0,
-    }  # fmt: skip
+    assert values == {"train/loss": pytest.approx(loss), "train/grad_norm": pytest.approx(norm)}
     clipped = 0.5 / norm if most == 0.5 else 1.0
     assert scorer.w.tolist() == pytest.approx([w - 0.025 * clipped * g for w, g in zip((1, -2), gradient, strict=True)])
     assert [g["lr"] for g in optimizer.param_groups] == [0.025, 0.025]
     assert scorer.synced == [False, False, True], "ranks meet once a step, at its last microbatch"
     assert [b.devices for b in data.microbatches] == [[one.device]] * 3
-    assert scorer.w.grad is None and around.events == [("add", data)]
-    assert made.train_step(8, data)["train/lr"] == 0.1 / 8, "a factor of the first rate, not of the last"
+    assert scorer.w.grad is None and around.events == []
+    made.train_step(8, data)
+    assert optimizer.param_groups[0]["lr"] == 0.1 / 8, "a factor of the first rate, not of the last"
 
 
 def test_the_schedule_is_a_factor_on_every_groups_own_rate(around: Around, one: World) -> None:
@@ -339,34 +341,158 @@ def test_the_schedule_is_a_factor_on_every_groups_own_rate(around: Around, one: 
     optimizer = torch.optim.SGD([{"params": [scorer.w], "lr": 0.25}, {"params": [other], "lr": 8.0}])
     made = trainer(around, one, scorer=scorer, optimizer=optimizer)
     for step in (2, 4):
-        assert made.train_step(step, step_of(lambda w: w.sum()))["train/lr"] == 0.25 / step
+        launch(made, step, step_of(lambda w: w.sum()))
+        made.read_steps(leave=0)
+        assert around.last["train/lr"] == 0.25 / step
         assert [g["lr"] for g in optimizer.param_groups] == [0.25 / step, 8.0 / step]
 
 
 def test_a_step_without_a_target_has_a_loss_of_zero(around: Around, one: World) -> None:
     values = trainer(around, one).train_step(1, step_of(lambda w: 0 * w.sum(), num_targets=0.0))
-    assert values["train/loss"] == 0.0
+    assert values.read()["train/loss"] == 0.0
 
 
 # At (1, -2): a loss that is no number, one that is infinite, and a finite loss with an infinite gradient.
 SPOILED = [lambda w: w[0] * math.nan, lambda w: w[0] / 0, lambda w: torch.sqrt(w[0] - 1)]
 
 
+def launch(made: Trainer, step: int, data: Any) -> None:
+    made.launched.append(Launched(step, data, made.train_step(step, data)))
+
+
+def sgd(scorer: Two) -> torch.optim.Optimizer:
+    return torch.optim.SGD(scorer.parameters(), lr=0.1)
+
+
+def fused_adamw(scorer: Two) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(scorer.parameters(), lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("made_by", [sgd, fused_adamw])
 @pytest.mark.parametrize("spoiled", SPOILED, ids=["nan", "infinite loss", "infinite gradient"])
-def test_a_step_that_is_no_number_changes_nothing_but_is_counted(spoiled: Any, around: Around, one: World) -> None:
+def test_a_step_that_is_no_number_changes_nothing_but_is_counted(
+    spoiled: Any, made_by: Any, around: Around, one: World
+) -> None:
     scorer = Two()
-    made = trainer(around, one, scorer=scorer, skip_nonfinite=1)
-    values = made.train_step(3, step_of(spoiled, first=4))
-    assert not math.isfinite(values["train/loss"] + values["train/grad_norm"])
+    made = trainer(around, one, scorer=scorer, optimizer=made_by(scorer), skip_nonfinite=1)
+    launch(made, 3, step_of(spoiled, first=4))
     assert scorer.w.tolist() == [1.0, -2.0] and scorer.w.grad is None
+    made.read_steps(leave=0)
     assert made.skipped == [{"step": 3, "examples": ["e4", "e5"]}]
     assert around.said[0].startswith("step 3: skipped, loss ") and around.said[0].endswith("; examples: e4, e5")
-    assert [e[0] for e in around.events] == ["add"]
-    made.train_step(4, step_of(lambda w: w.sum()))
+    assert [e[0] for e in around.events] == ["add", "write", "shown"]
+    launch(made, 4, step_of(lambda w: w.sum()))
     assert scorer.w.tolist() != [1.0, -2.0], "and the next is as ever"
+    launch(made, 5, step_of(spoiled, first=6))
     with pytest.raises(NonFinite, match=r"step 5: .* 1 earlier steps were skipped .* e6, e7\. Lower"):
-        made.train_step(5, step_of(spoiled, first=6))
+        made.read_steps(leave=0)
     assert len(made.skipped) == 1
+
+
+def test_a_step_left_out_does_not_count_in_adamws_bias_correction(around: Around, one: World) -> None:
+    found = []
+    for steps in (
+        [lambda w: w.square().sum()] * 2,
+        [lambda w: w.square().sum(), SPOILED[0], lambda w: w.square().sum()],
+    ):
+        scorer = Two()
+        made = trainer(around, one, scorer=scorer, optimizer=fused_adamw(scorer))
+        made.schedule = lambda step: 1.0
+        for step, nll in enumerate(steps, 1):
+            made.train_step(step, step_of(nll))
+        found.append(scorer.w.tolist())
+    assert found[0] == found[1]
+
+
+def test_on_a_gpu_the_host_reads_a_step_later_and_everything_before_it_evaluates_or_saves(
+    around: Around, one: World
+) -> None:
+    made = trainer(around, one, max_steps=6, eval_every=4, save_every=2)
+    assert made.lag == 0, "a CPU has nothing to wait for"
+    made.lag = 1
+    made.fit()
+    assert around.kinds("step", "write", "evaluate", "save") == [
+        ("evaluate",), ("write", 0), ("step", 1), ("step", 2), ("write", 1), ("write", 2), ("save", 2), ("step", 3),
+        ("step", 4), ("write", 3), ("write", 4), ("evaluate",), ("write", 4), ("save", 4), ("step", 5), ("step", 6),
+        ("write", 5), ("write", 6), ("evaluate",), ("write", 6), ("save", 6),
+    ]  # fmt: skip
+    gpu: Any = SimpleNamespace(device=torch.device("cuda"), size=1)
+    assert trainer(around, gpu).lag == 1
+
+
+def test_on_a_gpu_a_spoiled_step_is_named_one_step_later_at_the_most(around: Around, one: World) -> None:
+    made = trainer(around, one, max_steps=9)
+    made.evaluators, made.lag, around.stop_after = [], 1, 99
+    given = iter(range(9))
+
+    def steps(first: int, last: int) -> Iterator[Any]:
+        for step in range(first, last + 1):
+            around.events.append(("step", step))
+            yield step_of(SPOILED[0] if step == 4 else lambda w: w.sum(), first=next(given) % 4)
+
+    made.loader.steps = steps  # type: ignore[method-assign]
+    with pytest.raises(NonFinite, match=r"^step 4: .* e3, e4\."):
+        made.fit()
+    assert around.kinds("step")[-1] == ("step", 5) and around.kinds("write")[-1] == ("write", 3)
+
+
+class ReadBack(TorchDispatchMode):
+    """Note every operation that makes the host wait for the device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "item", "_unique2", "unique_dim")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.WAITS:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_back_from_the_device(one: World, around: Around) -> None:
+    """On a GPU each of these would make the device idle. Masks, head, norm, clipping and AdamW are the run's own."""
+    scorer = fsdp2(Scorer(tiny_llama(attn_implementation="sdpa"), chunk=7), one)
+    scorer.scored_only = ()  # as on a GPU
+    made = trainer(around, one, scorer=scorer, optimizer=adamw(scorer, lr=1e-3), clip_grad_norm=0.1)
+    examples = random_examples(6, longest=30)
+    data = RowLayout("tree", 64, 1, 0, 1, 2).arrange(examples, np.arange(6))
+    assert len(data.microbatches) > 1
+    made.train_step(1, data)  # AdamW's state is made in its first step
+    with ReadBack() as reads:
+        arriving = made.train_step(2, data)
+    assert reads.found == []
+    with ReadBack() as reads:
+        float(torch.ones(()))
+    assert reads.found == ["aten._local_scalar_dense.default"], "the instrument sees what it is for"
+    assert arriving.read()["train/loss"] > 0
+
+
+def test_the_garbage_collector_runs_between_steps_only(
+    around: Around, one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, inside, collected = trainer(around, one, max_steps=120), [False], []
+    real = made.train_step
+
+    def stepping(step: int, data: Any) -> Any:
+        inside[0] = True
+        for _ in range(3000):
+            cycle: list[Any] = []
+            cycle.append(cycle)
+        values = real(step, data)
+        inside[0] = False
+        return values
+
+    monkeypatch.setattr(made, "train_step", stepping)
+    was_on = gc.isenabled()
+    gc.callbacks.append(lambda phase, info: collected.append(inside[0]))
+    try:
+        made.fit()
+    finally:
+        gc.callbacks.pop()
+    assert collected and not any(collected)
+    assert gc.isenabled() == was_on and gc.get_freeze_count() == 0
 
 
 def test_running_out_of_memory_in_a_step_says_with_which_microbatch(around: Around, one: World) -> None:
@@ -377,48 +503,13 @@ def test_running_out_of_memory_in_a_step_says_with_which_microbatch(around: Arou
         trainer(around, one).train_step(1, step_of(lambda w: w.sum(), fails))
 
 
-class Weighed(nn.Module):
-    """A scorer that notes the microbatches it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(1))
-        self.synced: list[bool] = []
-        self.given: list[Any] = []
-
-    def set_requires_gradient_sync(self, flag: bool) -> None:
-        self.synced.append(flag)
-
-    def forward(self, batch: Any) -> Score:
-        self.given.append(batch)
-        return Score((batch.weight * self.w).sum(), torch.zeros(()))
-
-
-@pytest.mark.parametrize(("first", "runs"), [(1, True), (11, True), (12, False)])
-def test_a_gpu_is_warmed_up_with_the_largest_microbatch_weighing_nothing(
-    first: int, runs: bool, around: Around, one: World
+@pytest.mark.parametrize(("restored", "runs"), [(0, True), (10, True), (11, False)])
+def test_a_run_that_has_steps_left_is_warmed_up_before_anything_else(
+    restored: int, runs: bool, around: Around, one: World
 ) -> None:
-    batch = collate(lay_out(random_examples(3, longest=10), "padded", 32), 3, 32)
-
-    class Device:
-        type = "cuda"
-
-    class OnHost(type(batch)):  # type: ignore[misc]
-        def to(self, device: Any) -> Any:
-            assert isinstance(device, Device)
-            return self
-
-    scorer = Weighed()
-    gpu: Any = SimpleNamespace(device=Device(), size=1)
-    made = trainer(around, gpu, max_steps=11, scorer=scorer, optimizer=torch.optim.SGD(scorer.parameters(), lr=1.0))
-    made.loader.largest = lambda: OnHost(**vars(batch))  # type: ignore[method-assign]
-    made.warm_up(first)
-    assert len(scorer.given) == runs
-    if runs:
-        (given,) = scorer.given
-        assert torch.equal(given.tokens, batch.tokens) and float(batch.weight.sum()) > 0
-        assert given.weight.shape == batch.weight.shape and not given.weight.any()
-        assert scorer.synced == [True] and scorer.w.grad is None and scorer.w.item() == 1.0
+    around.restored = {"step": restored, "time_s": 1.0, "skipped": []}
+    trainer(around, one).fit()
+    assert around.kinds("warmed up", "step", "evaluate")[:1] == ([("warmed up",)] if runs else [])
 
 
 @pytest.mark.parametrize(("layout", "per"), [("padded", 1), ("padded", 3), ("packed", 1)])

@@ -44,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, squad_fil
             squad_files,
             *arguments,
             ranks=ranks,
+            cold=kind == "tree",
         )
         assert done.returncode == 0, done.stderr
         (found[kind],) = (folder / "runs" / "sft").iterdir()  # one directory, whatever the number of processes
@@ -148,7 +149,7 @@ def test_a_run_leaves_what_repeats_it(runs: dict[str, Path], lines: dict[str, Li
         folder = runs[kind]
         assert {p.name for p in folder.iterdir()} >= {
             *("config.yaml", "overrides.yaml", "environment.json", "train.log", "metrics.jsonl", "tensorboard"),
-            *("summary.json", "checkpoints", "model"),
+            *("summary.json", "checkpoints", "model", "report.html"),
         }
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["optim"]["lr"] == LR and config["trainer"]["max_steps"] == STEPS
@@ -188,7 +189,9 @@ def test_the_model_folder_has_the_same_validation_loss(
 def test_tensorboard_has_every_number_and_the_answers(runs: dict[str, Path], lines: dict[str, Lines]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(runs["tree"] / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    (folder,) = (runs["tree"] / "tensorboard").iterdir()
+    assert folder.name == f"sft_{runs['tree'].name}", "the run's name, in TensorBoard's list of runs"
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
     events.Reload()
     written = {(line["step"], name): value for line in lines["tree"] for name, value in line.items() if "/" in name}
     shown = {(e.step, name): e.value for name in events.Tags()["scalars"] for e in events.Scalars(name)}

@@ -13,7 +13,7 @@ from sftlab.data.example import Example
 from sftlab.data.loader import RowLayout
 from sftlab.data.plan import Plan
 from sftlab.models.scorer import Score
-from sftlab.training.validation import LossEvaluator, Sample, markdown, sample
+from sftlab.training.validation import LossEvaluator, sample
 
 
 def examples(weights: list[int]) -> list[Example]:
@@ -89,16 +89,3 @@ def test_a_sample_takes_what_there_is_and_reads_no_more_than_it_needs() -> None:
     many = Read(10_000)
     sample(many, 2)  # type: ignore[arg-type]
     assert len(many.read) < 20
-
-
-def test_answers_as_a_table_one_line_each() -> None:
-    samples = [
-        Sample("a", "Which |\n one?", "  a  b ", ("a", "b | c")),
-        Sample("b", "What?", "", ("d",)),
-    ]
-    assert markdown(samples).splitlines() == [
-        "| prompt | answer | expected |",
-        "| --- | --- | --- |",
-        r"| Which \| one? | a b | a / b \| c |",
-        "| What? |  | d |",
-    ]

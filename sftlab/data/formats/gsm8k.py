@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sftlab.data.format import Fields, Format, Text, id_field, learned_field
+from sftlab.data.format import Columns, Fields, Format, Text, id_field, learned_field
 
 NUMBER = re.compile(r"####\s*\$?\s*(-?[\d.,]*\d)")
 
@@ -15,6 +15,8 @@ NUMBER = re.compile(r"####\s*\$?\s*(-?[\d.,]*\d)")
 @dataclass(frozen=True)
 class Gsm8k(Format):
     """The solution is learned unchanged, including its `<<48/2=24>>` calculator notes, as in the paper."""
+
+    columns: Columns | None = None
 
     def to_text(self, fields: Fields) -> Text:
         """Return `Question: ... Answer:` and the solution."""

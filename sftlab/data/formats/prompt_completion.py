@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sftlab.data.format import Fields, Format, Text, id_field, learned_field, text_field
+from sftlab.common.values import Count
+from sftlab.data.format import Columns, Fields, Format, Text, id_field, learned_field, text_field
 
 GROUP_CHARS = 256  # prompts that share this many first characters are worth computing together
 
@@ -16,7 +17,8 @@ class PromptCompletion(Format):
 
     prompt: str = "prompt"
     completion: str = "completion"
-    group_chars: int = GROUP_CHARS
+    group_chars: Count = GROUP_CHARS
+    columns: Columns | None = None
 
     def to_text(self, fields: Fields) -> Text:
         """Return the two columns."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftlab.data.format import Fields, Format, Text, field, id_field, text_field
+from sftlab.data.format import Columns, Fields, Format, Text, field, id_field, text_field
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Squad(Format):
     """
 
     unanswerable: str = "unanswerable"
+    columns: Columns | None = None
 
     def to_text(self, fields: Fields) -> Text:
         """Return `Context: ... Question: ... Answer:` and the first answer."""

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sftlab.data.format import Fields, Format, Text, id_field, learned_field
+from sftlab.common.values import Count
+from sftlab.data.format import Columns, Fields, Format, Text, id_field, learned_field
 from sftlab.data.formats.prompt_completion import GROUP_CHARS
 
 
@@ -11,7 +12,8 @@ class PlainText(Format):
     """The column `column`; texts with the same first `group_chars` characters are in one prefix group."""
 
     column: str = "text"
-    group_chars: int = GROUP_CHARS
+    group_chars: Count = GROUP_CHARS
+    columns: Columns | None = None
 
     def to_text(self, fields: Fields) -> Text:
         """Return the text, all of it to be learned."""

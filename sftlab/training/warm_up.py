@@ -1,0 +1,151 @@
+"""The warm-up: what happens once, before the first step, so that nothing slow or fatal happens later.
+
+It runs each shape that the run will use once, with weights of 0, and discards the gradients. So everything that torch
+compiles is compiled here, and memory runs out here or never. `trainer.rows_per_microbatch=auto` is decided here: the
+largest microbatch is tried, and halved until it fits.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sftlab.data.batch import Batch, collate
+from sftlab.data.loader import BLOCK, Loader
+from sftlab.models.scorer import Scorer, after_error, reshard
+from sftlab.parallel.fsdp2 import run_eagerly
+from sftlab.parallel.world import World, local_part
+from sftlab.training.console import Console
+from sftlab.training.faults import OutOfMemory, is_compile_error, memory_for
+
+
+@dataclass(kw_only=True)
+class WarmUp:
+    """Try every shape of a run. On a CPU that compiles nothing there is nothing to warm up.
+
+    `compiled` says whether the blocks are compiled, `evaluates` whether the run also scores without gradients, and
+    `halves` whether fewer rows may be taken where memory runs out.
+    """
+
+    scorer: Scorer
+    optimizer: Optimizer
+    loader: Loader
+    world: World
+    console: Console
+    compiled: bool
+    evaluates: bool
+    halves: bool
+
+    def __call__(self) -> None:
+        """Run each shape once. Collective. Raises: OutOfMemory if one row does not fit."""
+        if self.world.device.type != "cuda" and not self.compiled:
+            return
+        with reserved(self.optimizer):
+            while not self.fits():
+                self.loader.row_layout.rows_per_microbatch = self.rows() // 2
+                torch.compiler.reset()  # else the next length would count as a second one, and be compiled as dynamic
+        self.console.working("")
+        reshard(self.scorer)
+        if self.halves:
+            rows, length = self.loader.largest().tokens.shape
+            self.console.say(f"microbatches of {rows} x {length:,} tokens fit in the device's memory")
+
+    def fits(self) -> bool:
+        """Run each shape; return whether memory was enough, the same on every rank.
+
+        Raises: OutOfMemory if there are no fewer rows to try.
+        """
+        shapes = list(self.shapes())
+        for i, (batch, training) in enumerate(shapes, 1):
+            began_s = time.perf_counter()
+            if self.compiled:
+                self.console.working(f"compiling {i} of {len(shapes)} ...")
+            failed = self.failed(batch, training)
+            if self.world.any(failed is not None):
+                if not self.halves or self.rows() == 1:
+                    raise failed or OutOfMemory("another rank of this run is out of memory; its output says of what")
+                rows, length = batch.tokens.shape
+                self.console.say(
+                    f"a microbatch of {rows} x {length:,} tokens does not fit in the device's memory: halved"
+                )
+                return False
+            if self.compiled:
+                self.console.say(f"compiling {i} of {len(shapes)} ... {time.perf_counter() - began_s:.0f} s")
+        return True
+
+    def rows(self) -> int:
+        """Return how many rows the largest microbatch holds; joined rows may fill less than they may."""
+        row_layout = self.loader.row_layout
+        num, length = self.loader.largest().tokens.shape
+        used = -(-num * length // row_layout.row_length) if row_layout.joined else num
+        return min(used, row_layout.rows_per_microbatch)  # lengths are rounded up
+
+    def shapes(self) -> Iterator[tuple[Batch, bool]]:
+        """Yield (microbatch, with gradients): the largest, where compiled one of another length, and for evaluation."""
+        largest = self.loader.largest()
+        yield largest, True
+        if self.compiled:
+            rows, length = largest.tokens.shape
+            half = max(2 * BLOCK, length // (2 * BLOCK) * BLOCK)
+            pad = self.loader.row_layout.pad_token
+            yield collate([], rows, half if half != length else length + BLOCK, pad), True
+        if self.evaluates:
+            yield largest, False
+
+    def failed(self, batch: Batch, training: bool) -> OutOfMemory | None:
+        """Score a microbatch once; return the error if memory ran out. Where compiled code fails, use eager code."""
+        try:
+            self.score(batch, training)
+        except OutOfMemory as error:
+            failure = error.with_traceback(None)  # else its frames would keep every tensor alive
+        except Exception as error:
+            if not self.compiled or not is_compile_error(error):
+                raise
+            self.compiled = False
+            self.console.say(
+                f"torch.compile failed ({first_line(error)}): the run continues with eager blocks, which is slower"
+            )
+            failure = None
+        else:
+            return None
+        after_error(self.scorer)
+        self.scorer.zero_grad(set_to_none=True)
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if failure is None:
+            run_eagerly(self.scorer)
+            return self.failed(batch, training)
+        return failure
+
+    def score(self, batch: Batch, training: bool) -> None:
+        """Score a microbatch whose weights are 0, with its backward in training."""
+        batch = replace(batch, weight=torch.zeros_like(batch.weight)).to(self.world.device)
+        with memory_for(batch), torch.set_grad_enabled(training):
+            nll: Tensor = self.scorer(batch).nll
+            if training:
+                nll.backward()  # type: ignore[no-untyped-call]
+        self.scorer.zero_grad(set_to_none=True)
+
+
+def first_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text, or two if the first only introduces the second."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def reserved(optimizer: Optimizer) -> Iterator[None]:
+    """Hold the memory that the optimiser's state will take: AdamW allocates two values per parameter in its first step.
+
+    Those are 8 bytes in float32, and in adamw_bf16 too; Muon and 8-bit moments take less. Without this the largest
+    microbatch would fit in the warm-up, and not in the second step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if not optimizer.state.get(p)]
+    held = [torch.empty_like(local_part(p), dtype=torch.float32) for p in parameters for _ in range(2)]
+    yield
+    held.clear()
