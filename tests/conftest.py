@@ -29,6 +29,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_data() -> Iterator[None]:
+    """The option data=own, which `evaluate` offers of its run, is gone after the test that ran it."""
+    yield
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().repo.get("data", {}).pop("own.yaml", None)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with its tokenizer."""

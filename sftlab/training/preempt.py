@@ -34,7 +34,8 @@ class StopSignal:
     def __init__(self, world: World, go_on: str) -> None:
         self.world = world
         self.go_on = go_on
-        self.noted = 0  # 1 + the index in CAUSES; 0 for none
+        self.noted = 0  # by this rank: 1 + the index in CAUSES, 0 for none; written by the handler
+        self.agreed_on = 0  # by all ranks, the same
         self.interrupted_s = 0.0
         self.stepping = False
         self.previous: dict[signal.Signals, Any] = {}
@@ -77,9 +78,12 @@ class StopSignal:
             self.stepping = False
 
     def agreed(self) -> bool:
-        """Return on every rank whether any was told to stop: one small all-reduce on the host, at a step boundary."""
-        self.noted = self.world.max(self.noted)
-        return self.noted > 0
+        """Return on every rank whether any was told to stop: one small all-reduce on the host, at a step boundary.
+
+        What is agreed never overwrites what is noted: a signal that comes during the all-reduce counts the next time.
+        """
+        self.agreed_on = self.world.max(self.noted)
+        return self.agreed_on > 0
 
     def leave(self, say: Callable[[str], None]) -> NoReturn:
         """End this process after everything is saved. Collective; called when `agreed` returns True.
@@ -88,7 +92,7 @@ class StopSignal:
         exits, or raises if the job may not run again. The other ranks wait, because a rank that ends first can end the
         job before it is requeued. After Ctrl-C the exit code is 0, else STOPPED.
         """
-        cause = CAUSES[self.noted - 1]
+        cause = CAUSES[self.agreed_on - 1]
         requeue = self.previous.get(signal.SIGUSR2)
         requeues = cause == signal.SIGUSR2 and callable(requeue)
         how = "the job is requeued" if requeues else f"resume with\n  {self.go_on}"

@@ -27,6 +27,31 @@ def test_a_signal_is_noted_and_the_handler_before_comes_back(one: Any, cause: si
     assert signal.getsignal(cause) == before
 
 
+def test_a_signal_that_comes_while_ranks_agree_counts_at_the_next_step(one: Any) -> None:
+    """In a run of short steps most of the time is spent in that all-reduce; its result was written over the signal."""
+
+    class Busy:
+        """A world whose all-reduce a signal interrupts the first time."""
+
+        calls = 0
+
+        def max(self, value: int) -> int:
+            self.calls += 1
+            if self.calls == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return value
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(one, name)
+
+    said: list[str] = []
+    with StopSignal(Busy(), "again") as stop, stop.steps(), pytest.raises(SystemExit) as left:  # type: ignore[arg-type]
+        assert not stop.agreed()
+        assert stop.agreed()
+        stop.leave(said.append)
+    assert left.value.code == STOPPED and said[0].startswith("stopped by SIGTERM")
+
+
 @pytest.mark.parametrize("cause", [signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_the_process_leaves_with_a_code_and_says_how_to_go_on(one: Any, cause: signal.Signals) -> None:
     said: list[str] = []
