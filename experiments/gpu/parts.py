@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def start(bench: Bench) -> dict[str, Any]:
     if bench.tiny:
         typed += ["trainer.batch_size=8", "evaluation.num_answers=2", "evaluation.max_new_tokens=4"]
     began_s = time.monotonic()
-    process = subprocess.Popen(command("train", *typed), stdout=sys.stdout, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command("train", *typed), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    threading.Thread(target=timestamp, args=(process, began_s), daemon=True).start()
     lines: list[dict[str, Any]] = []
     first_s = None
     try:
@@ -94,6 +96,13 @@ def start(bench: Bench) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(typed)} ended with {process.returncode} before its first step")
     ends = [line["time_s"] for line in trained(lines)]
     return {"first_step_s": first_s, "steps": len(ends), "later_step_s": (ends[-1] - ends[0]) / max(1, len(ends) - 1)}
+
+
+def timestamp(process: "subprocess.Popen[str]", began_s: float) -> None:
+    """Print a process's lines, each with the seconds since `began_s`: where the time to the first step goes."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{time.monotonic() - began_s:5.1f} s  {line}", end="", flush=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to resume, sharded over its ranks, complete or absent.
 
-A save copies the state to the host and returns. A thread then writes it by torch.distributed.checkpoint (DCP) under a
+A save copies the state and returns. A thread then writes it by torch.distributed.checkpoint (DCP) under a
 temporary name, reads it back for its checksums, and renames it. The thread's collectives have their own gloo group,
 because an asynchronous save hangs on the group that trains. A resume finds the newest undamaged checkpoint itself; the
 link `latest` is for people. The plan needs no state beyond the step. The manifest proves that a folder is whole.
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -30,10 +29,11 @@ from torch.optim import Optimizer
 from sftlab.checkpoints import manifest, rng
 from sftlab.checkpoints.hugging_face import SIDECAR
 from sftlab.checkpoints.pretrained import WRAPPER
+from sftlab.checkpoints.staging import Staging, local_bytes
 from sftlab.common.files import remove, sync, sync_tree
 from sftlab.models.adapters import has_adapter
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.world import World, local_part
+from sftlab.parallel.world import World
 
 T = TypeVar("T")
 CHANGED = {  # what it means that the identity of a checkpoint is not the run's
@@ -73,33 +73,25 @@ class Checkpoints:
         self.took_s = 0.0  # the longest time that a save has taken, from its beginning to the complete checkpoint
         self.failed: SaveFailed | None = None  # why the last save that was waited for failed
         self.group = dist.new_group(backend="gloo")
-        self.pinned = world.device.type == "cuda"
-        # The part of torch's DefaultStager that copies. In torch 2.11 that one forgets its host memory after each save
-        # (pinning it again takes seconds), and fails at the second.
-        self.stager = StateDictStager(pin_memory=self.pinned, share_memory=False)
+        self.staging = Staging(world.device)
         self.saving: tuple[Thread, Future[None]] | None = None
 
     def save(self, step: int, scorer: Scorer, optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of `step`. Collective: every rank calls it at the same step boundary.
 
-        It waits for the previous save, because it reuses that save's host memory. `say` reports a save that fails, and
+        It waits for the previous save, because there is memory for one copy. `say` reports a save that fails, and
         `failed` keeps its error.
         """
         self.wait()
         model_state, optimizer_state = get_state_dict(scorer, optimizer)
         generators = {rng.key(self.world.rank): rng.state(self.world.device)}
-        state: Any = self.stager.stage(
-            {"model": kept(scorer, model_state), "optimizer": optimizer_state, "rng": generators},
-            non_blocking=self.pinned,
-        )
-        if self.pinned:
-            torch.accelerator.synchronize()
+        fetch = self.staging.take({"model": kept(scorer, model_state), "optimizer": optimizer_state, "rng": generators})
         saving: Future[None] = Future()
         full = {"step": step, "num_ranks": self.world.size, **self.identity, **progress}
 
         def work() -> None:
             try:
-                self._write(state, full)
+                self._write(fetch, full)
             except BaseException as error:
                 saving.set_exception(error)
             else:
@@ -213,12 +205,14 @@ class Checkpoints:
                     "resume_despite_changes=true resumes all the same"
                 )
 
-    def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Write a staged state. This runs on a thread of every rank at the same time."""
+    def _write(self, fetch: Callable[[], dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Write the state that `fetch` returns. This runs on a thread of every rank at the same time."""
         began_s = time.perf_counter()
         final = self.folder / f"{manifest.PREFIX}{progress['step']:08d}"
         partial = self.folder / f".{final.name}.partial"
+        state: dict[str, Any] = {}
         try:
+            self._agree(lambda: state.update(fetch()))
             num_bytes = sum(self._agree(lambda: local_bytes(state)))
             self._agree(lambda: self._prepare(partial, num_bytes) if self.world.is_main else None)
             with one_checksum():
@@ -322,13 +316,6 @@ def kept(scorer: Scorer, state: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in state.items() if name in names}
     tied = {f"model.{name}" for name in scorer.model.all_tied_weights_keys}
     return {name: value for name, value in state.items() if name not in tied}
-
-
-def local_bytes(state: Any) -> int:
-    """Return how many bytes of a nested state's tensors this rank holds."""
-    if isinstance(state, Mapping):
-        return sum(local_bytes(v) for v in state.values())
-    return local_part(state).nbytes if isinstance(state, torch.Tensor) else 0
 
 
 def causes(error: BaseException) -> list[str]:

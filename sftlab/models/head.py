@@ -94,9 +94,9 @@ class PredictionLoss(nn.Module):
             gradient = gradient.scatter_add(-1, target[:, None], -here[:, None].to(gradient.dtype))
         elif torch.compiler.is_compiling():  # one kernel; a scatter would write all logits to memory once more
             gradient = torch.exp(logits - normalizer)
-            gradient = gradient - (torch.arange(logits.shape[-1], device=logits.device) == target[:, None]).to(
-                nll.dtype
-            )
+            # in 32 bits: a GPU has no 64-bit arithmetic, and this is done for every logit
+            index = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.int32)
+            gradient = gradient - (index == target[:, None].to(torch.int32)).to(nll.dtype)
         else:
             gradient = torch.sub(logits, normalizer).exp_()
             gradient.scatter_add_(-1, target[:, None], torch.full_like(nll, -1.0))
@@ -159,7 +159,11 @@ class FusedLoss(torch.autograd.Function):
 
 
 def with_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return total + a @ b in `dtype`, in place; a narrower product is rounded before it is added."""
+    """Return total + a @ b in `dtype`, in place. On a CPU a narrower product is rounded before it is added."""
+    if a.is_cuda and dtype == torch.float32 != a.dtype:
+        if total is None:
+            return torch.mm(a, b, out_dtype=dtype)
+        return torch.addmm(total, a, b, out_dtype=dtype, out=total)
     if total is None:
         return (a @ b).to(dtype)
     return total.addmm_(a, b) if dtype == a.dtype else total.add_(a @ b)

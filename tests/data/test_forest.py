@@ -6,6 +6,7 @@ import pytest
 from sftlab.data.example import Example
 from sftlab.data.forest import (
     LAYOUTS,
+    SHORT_TREE,
     assign_to_ranks,
     best_fit,
     common_prefix,
@@ -65,19 +66,24 @@ def test_several_ranks_get_as_many_rows_each_and_even_ones() -> None:
         for num_ranks in (2, 3, 4):
             rows = lay_out(examples, layout, 512, num_ranks)
             assert len(alone) <= len(rows) <= -(-len(alone) // num_ranks) * num_ranks
-            assert max(map(len, rows)) - min(map(len, rows)) <= longest
+            assert max(map(len, rows)) - min(map(len, rows)) <= max(longest, SHORT_TREE)
             assert sum(r.num_examples for r in rows) == len(examples)
 
 
-def test_a_beginning_that_all_share_takes_room_once_a_row() -> None:
-    examples = []
-    for i in range(40):
-        tokens = np.concatenate([np.arange(3, 13), np.full(20, 50 + i)]).astype(np.int32)  # 10 tokens in common, 20 not
-        examples.append(Example(tokens, np.arange(30) > 10, str(i)))
-    rows = lay_out(examples, "tree", 210)
-    assert [(len(r), r.num_examples) for r in rows] == [(210, 10)] * 4
-    assert [len(r) for r in lay_out(examples, "tree", 229)] == [210] * 4, "an eleventh would need 230"
-    assert max(len(r) for r in lay_out(examples, "tree", 230)) == 230
+def test_a_short_beginning_that_all_share_is_no_root_of_a_long_tree() -> None:
+    """Else every block of the row attends to it."""
+
+    def sharing(num: int) -> list[Example]:
+        stem = np.arange(3, 3 + num)
+        texts = [np.concatenate([stem, np.full(20, 50 + i)]).astype(np.int32) for i in range(40)]
+        return [Example(text, np.arange(len(text)) > num, str(i)) for i, text in enumerate(texts)]
+
+    (made,) = lay_out(sharing(10), "tree", 4096)
+    roots = made.reach[made.position == 0]
+    assert len(made) == 8 * (10 + 5 * 20) and roots.tolist() == [110 * i for i in range(1, 9)], "5 in each of 8 trees"
+    assert max(len(r) for r in lay_out(sharing(10), "tree", 90)) == 90, "4 where a row holds no more"
+    (made,) = lay_out(sharing(16), "tree", 4096)
+    assert len(made) == 16 + 40 * 20 and (made.reach[:16] == len(made)).all()
 
 
 def of(*tokens: int, name: str = "e") -> Example:
@@ -88,8 +94,7 @@ def test_a_tree_has_one_token_for_every_text_that_examples_begin_with() -> None:
     for seed in range(3):
         examples = random_examples(20, seed=seed, vocab=50_000)  # tokens of one byte, and of two
         beginnings = {e.tokens[:n].tobytes() for e in examples for n in range(1, len(e) + 1)}
-        (made,) = lay_out(examples, "tree", 4096)
-        assert len(made) == len(beginnings)
+        assert len(row([sorted(examples, key=sort_key)])) == len(beginnings)
 
 
 def test_examples_are_sorted_by_their_tokens_as_numbers() -> None:
@@ -110,8 +115,10 @@ def test_sixteen_tokens_in_common_make_a_unit_and_fifteen_do_not() -> None:
     stem = tuple(range(10, 26))
     long = [of(*stem, 1, 2), of(*stem, 3)]
     assert [(len(es), size) for es, size in shared_units(long, 100)] == [(2, 19)]
-    short = [of(*stem[:15], 1, 2), of(*stem[:15], 3)]
-    assert [(len(es), size) for es, size in shared_units(short, 100)] == [(1, 17), (1, 16)]
+    short = [of(*stem[:15], 1, *range(113 - 2)), of(*stem[:15], 3, 4)]
+    assert [(len(es), size) for es, size in shared_units(short, 200)] == [(1, 127), (1, 17)], "together 129"
+    assert [(len(es), size) for es, size in shared_units([short[0], of(*stem[:15], 3)], 200)] == [(2, 128)]
+    assert [(len(es), size) for es, size in shared_units([of(1), of(2)], 200)] == [(1, 1), (1, 1)], "nothing in common"
     assert [(len(es), size) for es, size in shared_units(long, 19)] == [(2, 19)], "a unit may fill a row"
     assert [(len(es), size) for es, size in shared_units(long, 18)] == [(1, 18), (1, 17)]
 

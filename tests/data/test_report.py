@@ -93,33 +93,34 @@ def test_at_most_five_are_named_and_all_are_counted(tmp_path: Path) -> None:
 
 def test_what_grouping_saves_is_counted_against_the_same_steps_without_it(tmp_path: Path) -> None:
     names = ("Ada", "Bo", "Cleo", "Dan")
-    stems = {name: f"{name} counts the two hundred steps of the lighthouse in Oakgate: " for name in names}
+    stems = {name: f"{name} counts the two hundred steps of the lighthouse in Oakgate. " * 4 for name in names}
     rows = [(stems[n] + " more" * (i + j), " yes") for j in (0, 5) for i, n in enumerate(names)]
     data = Data(PromptCompletion(group_chars=12), str(jsonl(tmp_path / "a.jsonl", rows)))
-    train, _ = data.examples(TOK, 200)
+    train, _ = data.examples(TOK, 400)
     texts = [e.tokens.tolist() for e in train]
 
     def nodes(*members: int) -> int:
         return len({tuple(texts[i][:n]) for i in members for n in range(1, len(texts[i]) + 1)})
 
     plan = Plan(train.groups, 4, 0, shuffle=False, group_by_prefix=True)  # Ada and Bo, then Cleo and Dan
-    found = report(train, None, plan, row_layout(512))
-    grouped, plain = nodes(0, 4, 1, 5) + nodes(2, 6, 3, 7), nodes(0, 1, 2, 3) + nodes(4, 5, 6, 7)
+    found = report(train, None, plan, row_layout(1024))
+    # The stems have a BOS in common, but one of so few tokens is not shared in trees this long.
+    grouped, plain = sum(nodes(i, i + 4) for i in range(4)), sum(map(len, texts))
     assert (found.arrangement.tokens, found.arrangement.nodes) == (sum(map(len, texts)), grouped)
     assert found.saved_by_grouping == plain - grouped > 60
     assert (found.arrangement.steps, found.arrangement.examples, found.arrangement.rows) == (2, 8, 2)
     first = report(
-        train, None, plan, row_layout(512), max_steps=1
+        train, None, plan, row_layout(1024), max_steps=1
     )  # other examples than without grouping: so per token
     assert (first.arrangement.steps, first.arrangement.examples) == (1, 4)
-    assert first.arrangement.nodes == nodes(0, 4, 1, 5)
+    assert first.arrangement.nodes == nodes(0, 4) + nodes(1, 5)
     tokens, other = (sum(len(texts[i]) for i in members) for members in ((0, 4, 1, 5), (0, 1, 2, 3)))
     assert tokens != other
-    assert first.saved_by_grouping == round(tokens * nodes(0, 1, 2, 3) / other) - nodes(0, 4, 1, 5)
-    assert report(train, None, plan, row_layout(512), max_steps=9).arrangement.steps == 2
+    assert first.saved_by_grouping == tokens - nodes(0, 4) - nodes(1, 5)
+    assert report(train, None, plan, row_layout(1024), max_steps=9).arrangement.steps == 2
     yes = len(TOK(" yes", add_special_tokens=False).input_ids) + 1  # and the end of text
     assert found.arrangement.predictions == 8 * yes
-    padded = sum(16 * -(-nodes(*members) // 16) for members in ((0, 4, 1, 5), (2, 6, 3, 7)))
+    padded = sum(16 * -(-(nodes(i, i + 4) + nodes(i + 1, i + 5)) // 16) for i in (0, 2))
     assert found.arrangement.padded == padded > grouped and found.arrangement.fill == grouped / padded
 
 
