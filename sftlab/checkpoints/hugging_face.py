@@ -16,6 +16,7 @@ from sftlab.checkpoints import manifest
 from sftlab.checkpoints.adapter_folder import Base, write_config, write_weights
 from sftlab.common import checksums
 from sftlab.common.files import copy_plain, refuse_links, remove, sync, sync_tree
+from sftlab.common.progress import note
 from sftlab.models.adapters import ADAPTER_CONFIG
 from sftlab.models.load import skeleton
 from sftlab.models.nf4 import num_weights
@@ -97,7 +98,9 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         if name.startswith(IN_CHECKPOINT) and isinstance(entry, TensorStorageMetadata)
     }
     weights: dict[str, torch.Tensor] = {}
+    total = len(waiting)
     while waiting:
+        note("weights to export", len(weights), total)
         group: dict[str, Any] = {}
         num_bytes = 0
         while waiting and num_bytes < GROUP_BYTES:
@@ -111,6 +114,7 @@ def weights_of(checkpoint: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
             load(group, storage_reader=manifest.Reader(checkpoint), planner=manifest.Planner(), no_dist=True)
         for name, value in group.items():
             weights[name.removeprefix(IN_CHECKPOINT)] = value.to(dtype) if value.is_floating_point() else value
+    note("weights to export", total, total)
     return weights
 
 

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from sftlab.common.progress import counted
 from sftlab.models import nf4
 from sftlab.models.adapters import base_name, first_values, magnitudes
 from sftlab.models.load import Model
@@ -143,7 +144,8 @@ def by_token(scorer: Scorer) -> set[str]:
 def read_shards(scorer: Scorer, files: Mapping[str, str], new: NewRows | None = None) -> None:
     """Read every tensor's part that this rank holds. A file is closed after each, or its pages would count as ours."""
     with_new = by_token(scorer) if new is not None else set()
-    for value, name, shape, quantised in saved(scorer, files):
+    parts = list(saved(scorer, files))
+    for value, name, shape, quantised in counted("weights", parts, len(parts)):
         part = own_slices(value)
         mine = local_part(value)
         if not mine.numel():

@@ -1,12 +1,16 @@
-"""A progress bar on a person's terminal, and nothing anywhere else."""
+"""Progress on a person's terminal, and nothing anywhere else: a bar of its own, or a part of the run's console."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+Listener = Callable[[str, int, int], None]  # what is done, how many, of how many
 
 SHOWN_AFTER_S = 2.0  # what is done sooner needs no bar
 
@@ -34,3 +38,20 @@ def bar(name: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Ca
     finally:
         if progress.live.is_started:  # rich prints an empty line even where nothing was shown
             progress.stop()
+
+
+listeners: list[Listener] = []  # the console of a run adds itself; work deep inside need not know of it
+
+
+def note(name: str, done: int, total: int) -> None:
+    """Tell whoever shows progress how far a piece of work is."""
+    for listener in listeners:
+        listener(name, done, total)
+
+
+def counted(name: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """Yield the items of a piece of work, and tell whoever shows progress how many are done."""
+    for done, item in enumerate(items):
+        note(name, done, total)
+        yield item
+    note(name, total, total)

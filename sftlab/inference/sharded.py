@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from sftlab.common.progress import counted
 from sftlab.inference.decoding import at_once, decode
 from sftlab.inference.next_token import DecodingSettings
 from sftlab.inference.shared_rows import Forward
@@ -48,7 +49,8 @@ class Generator:
         how = DecodingSettings(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         whole = fits(self.scorer, self.world) if self.gather == "auto" else self.gather
         with inference(self.scorer), gathered(self.scorer) if whole else in_step(self.scorer, self.world) as forward:
-            for i, tokens in decode(self.scorer, prompts, how, self.ends, forward=forward):
+            answers = decode(self.scorer, prompts, how, self.ends, forward=forward)
+            for i, tokens in counted("answers", answers, len(prompts)):
                 out[i] = self.decode_text(tokens).strip()
         return out
 

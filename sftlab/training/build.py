@@ -4,14 +4,11 @@ Every node with settings names its constructor (`_target_`), whose signature is 
 configs. They are built in the order in which data flows.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sftlab.checkpoints.hugging_face import write_all_but_weights
 from sftlab.checkpoints.pretrained import fill
@@ -21,7 +18,7 @@ from sftlab.common.metrics import Metrics
 from sftlab.common.run_directory import OVERRIDES, Claim, names
 from sftlab.common.secrets import strike_values
 from sftlab.common.tracker import About, Background, Tracker
-from sftlab.config.binding import COMPONENTS, check_node, instantiate
+from sftlab.config.binding import check_node, instantiate
 from sftlab.data.example_set import ExampleSet
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
@@ -31,16 +28,14 @@ from sftlab.inference.sharded import Generator
 from sftlab.models.neftune import step_noise
 from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
-from sftlab.parallel.division import require_rows
 from sftlab.parallel.world import World
 from sftlab.reports.run_report import RunReport
-from sftlab.training.console import Console
+from sftlab.training.draft import Draft, draft
 from sftlab.training.ending import Ending
 from sftlab.training.laps import Laps
 from sftlab.training.preempt import StopSignal
 from sftlab.training.profile import Profile
-from sftlab.training.rows import make_row_layout, read_data
-from sftlab.training.sharded_model import base_under, compiles, divided, dtypes_of, sharded
+from sftlab.training.sharded_model import base_under
 from sftlab.training.throughput import Throughput
 from sftlab.training.trainer import Trainer
 from sftlab.training.validation import AnswerEvaluator, Evaluator, LossEvaluator, sample
@@ -62,38 +57,43 @@ class Run:
     train: ExampleSet
     val: ExampleSet | None
     run_dir: Path
-    data_path: str
 
 
-def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
-    """Return the run that a config describes, ready to fit. Collective."""
-    parts = instantiate({name: config[name] for name in COMPONENTS})
-    model, data, settings, seed = parts["model"], parts["data"], parts["trainer"], config["seed"]
-    world = divided(config, world)
-    require_rows(settings.batch_size, world)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's first product raises
-        torch.use_deterministic_algorithms(True)
+def build(
+    config: Mapping[str, Any],
+    world: World,
+    run_dir: Path,
+    claim: Claim,
+    stop: StopSignal,
+    describe: Callable[[Draft], None] = lambda draft: None,
+) -> Run:
+    """Return the run that a config describes, ready to fit. Collective.
 
-    model_config = model.load_config(world.device)
-    compiled = compiles(settings.compile, world.device)
-    scorer = sharded(parts, model_config, world, compiled, dtypes_of(config, world.device))
-    parts["optim"](scorer)  # refuses what it cannot update, before data and weights are read
-    tokenizer, train, val = read_data(model, data, model_config)
-    settings.require_validation(val is not None)
-    generation = world.broadcast(fill(scorer, model, model_config, seed, world))
+    `describe` is called once all is known and before the weights are read, which can take minutes.
+    """
+    drafted = draft(config, world, run_dir)
+    try:
+        describe(drafted)
+        return finished(drafted, config, run_dir, claim, stop)
+    except BaseException:
+        drafted.console.close()
+        raise
+
+
+def finished(drafted: Draft, config: Mapping[str, Any], run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
+    """Return the run of a draft: its weights are read, and every other part is built."""
+    parts, scorer, world, console = drafted.parts, drafted.scorer, drafted.world, drafted.console
+    train, val, tokenizer, plan = drafted.train, drafted.val, drafted.tokenizer, drafted.plan
+    model, settings, seed = parts["model"], parts["trainer"], config["seed"]
+    console.working("weights ...")
+    generation = world.broadcast(fill(scorer, model, drafted.model_config, seed, world))
     scorer.model.generation_config = ending(generation, learned_ends(train, tokenizer))
-    base = base_under(parts, model_config, scorer, world)
-    probe(scorer, data.layout, world.device)
+    base = base_under(parts, drafted.model_config, scorer, world)
+    console.working("probing the model ...")
+    probe(scorer, parts["data"].layout, world.device)
+    console.working("")
     optimizer = parts["optim"](scorer)
-
-    joined = model_config._attn_implementation == "flex_attention"
-    share = (world.data_rank, world.data_size)
-    row_layout = make_row_layout(data, settings, tokenizer, train, val, world.device, *share, joined)
-    plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.groups_prefixes)
-    max_steps = settings.max_steps or settings.epochs * plan.steps_per_epoch
-
-    console = Console(max_steps, run_dir / "train.log" if world.is_main else None, quiet=not world.is_main)
+    max_steps = drafted.max_steps
     checkpoints = Checkpoints(
         run_dir / "checkpoints",
         settings.keep_checkpoints,
@@ -107,7 +107,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
     )
     alpha = settings.neftune_alpha
     noise = None if alpha is None else partial(step_noise, alpha=alpha, seed=seed)
-    loader = Loader(train, plan, row_layout, train.lengths, noise)
+    loader = Loader(train, plan, drafted.row_layout, train.lengths, noise)
     laps = Laps(scorer, optimizer, world.device)
     metrics = Metrics(None)
     if world.is_main:
@@ -122,7 +122,7 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
         optimizer=optimizer,
         schedule=partial(parts["schedule"], total_steps=max_steps),
         loader=loader,
-        evaluators=[] if val is None else evaluate_on(val, parts, scorer, tokenizer, row_layout, world),
+        evaluators=[] if val is None else evaluate_on(val, parts, scorer, tokenizer, drafted.row_layout, world),
         checkpoints=checkpoints,
         metrics=metrics,
         console=console,
@@ -144,12 +144,12 @@ def build(config: Mapping[str, Any], world: World, run_dir: Path, claim: Claim, 
             loader=loader,
             world=world,
             console=console,
-            compiled=compiled,
+            compiled=drafted.compiled,
             evaluates=val is not None,
             halves=settings.rows_per_microbatch == "auto" and world.device.type == "cuda",
         ),
     )
-    return Run(trainer, tokenizer, train, val, run_dir, data.described_path)
+    return Run(trainer, tokenizer, train, val, run_dir)
 
 
 def about_run(config: Mapping[str, Any], run_dir: Path, max_steps: int, say: Callable[[str], None]) -> About:

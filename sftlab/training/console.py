@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sftlab.common import progress
 from sftlab.common.files import open_plain, spared_by_a_full_disk
 from sftlab.common.secrets import strike
 from sftlab.common.terminal import Terminal
@@ -39,8 +40,10 @@ class Console:
         self.first_samples: dict[str, Sample] = {}
         self.last_samples: Sequence[Sample] = ()
         self.live = Live(console=self.terminal, refresh_per_second=4, transient=True, redirect_stdout=False)
+        self.work = ("", 0.0)  # the piece of work whose progress is shown, and when it began
         if self.terminal.is_terminal and not quiet:
             self.live.start()
+            progress.listeners.append(self.progress)
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -53,6 +56,21 @@ class Console:
         """Show on a terminal what is going on, until the next line."""
         if self.live.is_started:
             self.live.update(Text(text, style="cyan", overflow="ellipsis", no_wrap=True))
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Show on a terminal how far a piece of work is, from its third second on."""
+        now_s = time.perf_counter()
+        if name != self.work[0]:
+            self.work = (name, now_s)
+        took_s = now_s - self.work[1]
+        if done >= total:
+            self.work = ("", 0.0)
+            return self.working("")
+        if took_s > progress.SHOWN_AFTER_S:
+            rate = done / took_s
+            left = f"  {duration((total - done) / rate)} left" if rate else ""
+            self.working(f"{name}  {filled(done, total)}  {done:,}/{total:,}  {rate:,.1f}/s{left}")
+        return None
 
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
         """Show what will run: a table on a terminal, one line per fact elsewhere."""
@@ -82,10 +100,7 @@ class Console:
         )
         ends = step >= self.max_steps
         if self.live.is_started and not ends:  # the last line stays
-            full = BAR_COLUMNS * step // self.max_steps
-            bar = "━" * full + "─" * (BAR_COLUMNS - full)
-            shown = Text(f"{duration(left_s)} left  {bar}  {line}", style="cyan", overflow="ellipsis", no_wrap=True)
-            self.live.update(shown)
+            self.working(f"{duration(left_s)} left  {filled(step, self.max_steps)}  {line}")
         apart_s = 0.0 if self.max_steps <= SHORT_RUN else 10.0 if now_s - first_s < 3600 else 30.0
         if not ends and now_s - self.printed_s < apart_s:
             return
@@ -129,6 +144,7 @@ class Console:
         """Leave the terminal as it was."""
         if self.live.is_started:
             self.live.stop()
+            progress.listeners.remove(self.progress)
         if self.log:
             with spared_by_a_full_disk():
                 self.log.close()
@@ -139,3 +155,9 @@ class Console:
             with spared_by_a_full_disk():
                 self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain(strike(text))}\n")
                 self.log.flush()
+
+
+def filled(done: int, total: int) -> str:
+    """Return a bar."""
+    full = BAR_COLUMNS * done // max(1, total)
+    return "━" * full + "─" * (BAR_COLUMNS - full)

@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sftlab.checkpoints.hugging_face import export, parameter_count
+from sftlab.checkpoints.hugging_face import export
 from sftlab.checkpoints.manifest import complete_checkpoints, read_manifest
 from sftlab.common import revisions, run_directory, secrets
 from sftlab.common.code import code_version, require_same_code
@@ -28,13 +29,13 @@ from sftlab.common.secrets import strike_values
 from sftlab.common.words import duration
 from sftlab.config.binding import check
 from sftlab.data.picture import Picture
-from sftlab.data.report import Report, report, short, write_skipped
-from sftlab.models.adapters import has_adapter
+from sftlab.data.report import report, write_skipped
 from sftlab.parallel.fsdp2 import compute_dtype
 from sftlab.parallel.machine import machine
 from sftlab.parallel.world import World, world
 from sftlab.reports.run_report import FACTS
 from sftlab.training.build import Run, build
+from sftlab.training.draft import Draft, facts
 from sftlab.training.faults import lost_ranks
 from sftlab.training.preempt import StopSignal
 
@@ -63,15 +64,12 @@ def run(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> float:
         try:
             with lost_ranks():
                 pinned = here.broadcast(revisions.pin(config, run_dir, claimed.source) if here.is_main else {})
-                made = build(revisions.with_commits(config, pinned), here, run_dir, claimed, stop)
-                if here.is_main:
-                    described = facts(config, made, leave_data_report(made))
-                    made.trainer.console.facts(f"sftlab: {config['name']}", described)
-                    known = {"steps": made.trainer.ending.last_step, "ranks": here.size, "device": here.device.type}
-                    known |= {"facts": described, "machine": machine(here)}
-                    run_directory.put(run_dir / FACTS, known)
+                pinned_config = revisions.with_commits(config, pinned)
+                made = build(pinned_config, here, run_dir, claimed, stop, partial(describe, config, run_dir))
                 score = made.trainer.fit()
+                made.trainer.console.working("exporting the model ...")
                 exported, score = leave_model(config, made, here, score)
+                made.trainer.console.working("")
             if here.is_main:
                 finish(made, exported, score, time.time() - began_s)
         except (SystemExit, KeyboardInterrupt) as stopped:
@@ -181,37 +179,19 @@ def quiet_libraries(here: World) -> None:
         datasets.disable_progress_bars()
 
 
-def leave_data_report(made: Run) -> Report:
-    """Write the report on the data and the rows that were skipped into the run directory; return the report."""
-    loader = made.trainer.loader
-    found = report(made.train, made.val, loader.plan, loader.row_layout, REPORTED_STEPS)
-    found.write_json(made.run_dir / "data.json")
-    write_skipped(made.run_dir / "skipped.jsonl", [made.train, made.val])
-    write_json(made.run_dir / "row.json", strike_values(Picture(made.tokenizer).of(loader, step=1)))
-    return found
-
-
-def facts(config: Mapping[str, Any], made: Run, found: Report) -> dict[str, str]:
-    """Return a description of what will run, by name."""
-    trainer = made.trainer
-    plan, here = trainer.loader.plan, trainer.world
-    model = trainer.scorer.model
-    dtype = str(compute_dtype(config["parallel"].get("param_dtype", "auto"), here.device)).removeprefix("torch.")
-    data = {"data": made.data_path, **short(found)}
-    if made.val is None:
-        data["validation"] = "none (data.val_path, data.val_examples)"
-    where = f"{here.size} x {here.device.type}" if here.size > 1 else here.device.type
-    number = f"{parameter_count(model):,}"
-    if has_adapter(model):
-        number += f", of which {sum(p.numel() for p in model.parameters() if p.requires_grad):,} are trained"
-    return {
-        "model": f"{config['model']['name_or_path']} ({type(model).__name__}, {config['model']['init']})",
-        "parameters": f"{number}, compute in {dtype}, attention {model.config._attn_implementation}",
-        **data,
-        "steps": f"{trainer.ending.last_step:,} of {plan.batch_size} examples ({plan.steps_per_epoch:,} per epoch)",
-        "device": where,
-        "run directory": str(made.run_dir),
-    }
+def describe(config: Mapping[str, Any], run_dir: Path, drafted: Draft) -> None:
+    """Say on rank 0 what will run, and leave that, the report on the data and the rows that were skipped."""
+    here = drafted.world
+    if not here.is_main:
+        return
+    found = report(drafted.train, drafted.val, drafted.plan, drafted.row_layout, REPORTED_STEPS)
+    found.write_json(run_dir / "data.json")
+    write_skipped(run_dir / "skipped.jsonl", [drafted.train, drafted.val])
+    write_json(run_dir / "row.json", strike_values(Picture(drafted.tokenizer).of(drafted.rows(), step=1)))
+    described = facts(config, drafted, found, run_dir)
+    drafted.console.facts(f"sftlab: {config['name']}", described)
+    known = {"steps": drafted.max_steps, "ranks": here.size, "device": here.device.type}
+    run_directory.put(run_dir / FACTS, known | {"facts": described, "machine": machine(here)})
 
 
 def finish(made: Run, exported: Path, score: float, wall_s: float) -> None:

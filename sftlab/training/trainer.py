@@ -99,16 +99,22 @@ class Trainer:
                 if stopping or self.due(step, self.settings.save_every) or self.ending.saves(step):
                     self.checkpoints.save(step, self.scorer, self.optimizer, self.progress(step))
                 if stopping:
-                    self.checkpoints.wait()
+                    self.wait_for_save()
                     self.stop.leave(self.console.say)
                 self.checkpoints.check(self.settings.on_failed_save)
                 garbage.between_steps(step)
                 if self.ending.reached(step):
                     break
-        self.checkpoints.wait()
+        self.wait_for_save()
         self.checkpoints.check("stop")  # without the last checkpoint there is no model to export
         last = self.metrics.last
         return self.world.broadcast(last.get("val/loss", last.get("train/loss", math.nan)))
+
+    def wait_for_save(self) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        self.console.working("writing the checkpoint ...")
+        self.checkpoints.wait()
+        self.console.working("")
 
     def train_step(self, step: int, data: Step) -> Arriving:
         """Make one optimiser update; return its loss and gradient norm. Nothing here waits for the device.

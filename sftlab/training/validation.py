@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from sftlab.common.progress import counted
 from sftlab.data.example import Example
 from sftlab.data.loader import RowLayout
 from sftlab.data.plan import Plan, shuffled
@@ -55,7 +56,8 @@ class LossEvaluator:
     def __call__(self) -> Evaluation:
         """Score every example once."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # nll, correct, weight
-        for step in range(1, self.plan.steps_per_epoch + 1):
+        steps = self.plan.steps_per_epoch
+        for step in counted("validation steps", range(1, steps + 1), steps):
             indices = self.plan.examples(step)
             arranged = self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
             for batch in arranged.microbatches:

@@ -6,6 +6,7 @@ import math
 import shlex
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from sftlab.checkpoints.hugging_face import weights_of
 from sftlab.checkpoints.save_and_restore import Checkpoints
@@ -26,14 +26,13 @@ from sftlab.common.owner import Hold, this_process
 from sftlab.parallel.world import World
 from sftlab.training import run as running
 from sftlab.training.console import Console
+from sftlab.training.draft import Draft, facts
 from sftlab.training.faults import RankLost
 from sftlab.training.run import (
     claim,
     command_again,
     dated,
-    facts,
     finish,
-    leave_data_report,
     leave_model,
     quiet_libraries,
     run,
@@ -326,23 +325,13 @@ def test_several_ranks_and_no_validation_are_said(
     """In a run of one step, whose facts are asked for as the first of three ranks on GPUs would."""
     config = compose(tmp_path / "run", model_folder, squad_files, "trainer.max_steps=1", "data.val_path=null")
     asked: list[dict[str, str]] = []
-    fit = Trainer.fit
 
-    def ask(self: Trainer) -> float:
+    def ask(config: Any, drafted: Draft, found: Any, run_dir: Path) -> dict[str, str]:
         gpus: Any = SimpleNamespace(size=3, device=torch.device("cuda"), is_main=True)
-        trainer = SimpleNamespace(**{**vars(self), "world": gpus})
-        made: Any = SimpleNamespace(
-            trainer=trainer,
-            train=self.loader.examples,
-            val=None,
-            run_dir=tmp_path / "run",
-            data_path="the data",
-            tokenizer=AutoTokenizer.from_pretrained(config["model"]["name_or_path"]),
-        )
-        asked.append(facts(config, made, leave_data_report(made)))
-        return fit(self)
+        asked.append(facts(config, replace(drafted, world=gpus), found, run_dir))
+        return facts(config, drafted, found, run_dir)
 
-    monkeypatch.setattr(Trainer, "fit", ask)
+    monkeypatch.setattr("sftlab.training.run.facts", ask)
     monkeypatch.setattr("sftlab.parallel.device.has_bfloat16", lambda device: True)
     score = run(config, [])
     assert asked[0]["device"] == "3 x cuda" and "compute in bfloat16" in asked[0]["parameters"]

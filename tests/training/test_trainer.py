@@ -166,7 +166,11 @@ def trainer(
             last=around.last,
         ),
         "console": SimpleNamespace(
-            say=around.said.append, step=note("shown"), evaluation=note("shown evaluation"), recall=lambda *_: None
+            say=around.said.append,
+            working=lambda text: None,
+            step=note("shown"),
+            evaluation=note("shown evaluation"),
+            recall=lambda *_: None,
         ),
         "throughput": SimpleNamespace(add=note("add"), paused=around.paused, take_rates=lambda: {"perf/x": 1.0}),
         "stop": SimpleNamespace(agreed=around.agreed, leave=around.leave, steps=nullcontext),
