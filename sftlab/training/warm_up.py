@@ -85,10 +85,13 @@ class WarmUp:
         return min(used, row_layout.rows_per_microbatch)  # lengths are rounded up
 
     def shapes(self) -> Iterator[tuple[Batch, bool]]:
-        """Yield (microbatch, with gradients): the largest, where compiled one of another length, and for evaluation."""
+        """Yield (microbatch, with gradients): the largest, where compiled one of another length, and for evaluation.
+
+        FlexAttention is compiled by itself where the blocks are not: on an H100 its second length took 14 s.
+        """
         largest = self.loader.largest()
         yield largest, True
-        if self.compiled:
+        if self.compiled or self.scorer.model.config._attn_implementation == "flex_attention":
             rows, length = largest.tokens.shape
             half = max(2 * BLOCK, length // (2 * BLOCK) * BLOCK)
             pad = self.loader.row_layout.pad_token

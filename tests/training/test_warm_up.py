@@ -87,6 +87,15 @@ def test_the_second_shape_differs_from_the_first_even_where_that_is_small(one: W
     assert made.shapes[:2] == [(256, True), (384, True)]
 
 
+@pytest.mark.parametrize(("attention", "lengths"), [("flex_attention", [512, 256, 512]), ("sdpa", [512, 512])])
+def test_flex_attention_is_compiled_for_a_second_length_without_compiled_blocks_too(
+    attention: str, lengths: list[int], one: World
+) -> None:
+    made = Made(one)
+    made.scorer.model.config._attn_implementation = attention
+    assert [batch.tokens.numel() for batch, _ in made.warm_up.shapes()] == lengths
+
+
 def fail(*_: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
