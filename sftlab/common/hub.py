@@ -28,6 +28,9 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             f"{key}={name}: this {kind} brings code of its own, which would run on this machine. Read it; then "
             f"{'trust' if key == 'run' else 'model.trust_remote_code'}=true allows it"
         )
+    if here.is_dir():
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return ValueError(f"{key}={name}: this folder holds no {kind} that can be read: {why}")
     refused = next((s for s in statuses if s in (401, 403)), None)
     if refused or (not statuses and any(isinstance(e, errors.GatedRepoError) for e in chain)):
         return PermissionError(

@@ -2,9 +2,12 @@
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.errors import CompactHydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -22,7 +25,22 @@ def complain(text: str) -> None:
     """Print an error to standard error, in red on a terminal, with the rank where there are several."""
     rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     text = f"error{f' on rank {rank}' if rank else ''}: {plain(secrets.strike(text))}"
-    print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        text = f"\033[31m{folded(text, shutil.get_terminal_size().columns)}\033[0m"
+    print(text, file=sys.stderr, flush=True)
+
+
+def folded(text: str, width: int) -> str:
+    """Return lines folded at words; a long word, and a command to be copied, stays whole."""
+
+    def fold(line: str) -> str:
+        if line.startswith("  python -m ") or len(line) <= width:
+            return line
+        indent = " " * (len(line) - len(line.lstrip()))
+        how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+        return textwrap.fill(line.strip(), width, initial_indent=indent, subsequent_indent=indent, **how)
+
+    return "\n".join(map(fold, text.split("\n")))
 
 
 def explain(error: BaseException, config_name: str, words: Sequence[str] | None = None) -> str:

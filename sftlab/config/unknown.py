@@ -126,8 +126,14 @@ def value_of(text: str) -> Any:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `did you mean X? ` for the known name most like `name`, or nothing."""
     known = list(known)
+    parent, _, leaf = name.rpartition(".")
+    # Beside each other keys differ in their last word alone: the words before it would make any two look alike.
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    elsewhere = [k for k in known if k not in beside.values()]
     by_leaf = {k.rpartition(".")[2]: k for k in reversed(known)}
-    found = difflib.get_close_matches(name, known, 1, 0.6) or [
-        by_leaf[m] for m in difflib.get_close_matches(name.rpartition(".")[2], by_leaf, 1, 0.7)
-    ]
+    found = (
+        [beside[m] for m in difflib.get_close_matches(leaf, beside, 1, 0.6)]
+        or difflib.get_close_matches(name, elsewhere, 1, 0.6)
+        or [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, 1, 0.7)]
+    )
     return f"did you mean {found[0]}? " if found else ""

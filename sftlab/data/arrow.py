@@ -5,6 +5,7 @@ rate, and with blocks at 0.97. This module imports `datasets`, so import it late
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def build(
         config_id=f"default-{key}",
     )
     try:
-        builder.download_and_prepare(num_proc=workers if workers > 1 else None)
+        with own_bar():
+            builder.download_and_prepare(num_proc=workers if workers > 1 else None)
     except Exception as error:
         if any(
             isinstance(cause, KeyboardInterrupt) for cause in causes(error)
@@ -79,6 +81,20 @@ def build(
             raise (error.__cause__ or error) from None
         raise
     return builder.as_dataset(split=datasets.Split.TRAIN)
+
+
+@contextmanager
+def own_bar() -> Iterator[None]:
+    """Make the library's bar say what is done ("Generating train split" is its word for it), and go when it is done."""
+    library: Any = datasets.builder
+    made = library.hf_tqdm
+    library.hf_tqdm = lambda *args, **given: made(
+        *args, **given | {"desc": "reading rows", "unit": " rows", "leave": False}
+    )
+    try:
+        yield
+    finally:
+        library.hf_tqdm = made
 
 
 def lists(values: list[Any], dtype: Any) -> pa.ListArray:

@@ -146,7 +146,7 @@ def load(from_pretrained: Any, name: str, kind: str, key: str = "run", **setting
         if Path(locate(name)).is_dir():
             raise ValueError(f"{key}={name}: this folder does not load as a {kind}: {error}") from error
         taught = explain(error, name, kind, key)
-        raise type(taught)(f"{taught}. There is no folder {name} here") from error
+        raise type(taught)(f"there is no folder {name} here, and {taught}") from error
 
 
 def resolve(run: str | None, trust: bool = False) -> TrainedModel:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it imports torch
 SHOWN_SAMPLES = 3
 SHORT_RUN = 200  # steps: outside of a terminal a longer run prints a line every 10 s at most, after an hour every 30 s
 BAR_COLUMNS = 16
+COMMAND = "  python -m "
 
 
 class Console:
@@ -46,10 +47,10 @@ class Console:
             progress.listeners.append(self.progress)
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.terminal.print(
-            text, markup=False, soft_wrap=not self.terminal.is_terminal
-        )  # wrap at words on a terminal, keep whole lines elsewhere
+        """Print lines, wrapped at words on a terminal and whole elsewhere; a command stays one line, to be copied."""
+        for line in text.split("\n"):
+            whole = not self.terminal.is_terminal or line.startswith(COMMAND)
+            self.terminal.print(line, markup=False, soft_wrap=whole)
         self._write(text)
 
     def working(self, text: str) -> None:
@@ -92,12 +93,16 @@ class Console:
         self.first = self.first or (step, now_s)
         first_step, first_s = self.first
         left_s = (self.max_steps - step) * (now_s - first_s) / max(1, step - first_step)
-        line = (
-            f"step {step}/{self.max_steps}  loss {values['train/loss']:.4f}  lr {values['train/lr']:.2e}  "
-            f"norm {values['train/grad_norm']:.2f}  {values['perf/examples_per_s']:.1f} examples/s  "
-            f"{values['perf/tokens_per_s']:,.0f} tokens/s"
-            + (f"  MFU {values['perf/mfu']:.1%}" if "perf/mfu" in values else "")
-        )
+        parts = [
+            f"step {step}/{self.max_steps}",
+            f"loss {values['train/loss']:.4f}",
+            f"lr {values['train/lr']:.2e}",
+            f"norm {values['train/grad_norm']:.2f}",
+            f"{values['perf/examples_per_s']:.1f} examples/s",
+            f"{values['perf/tokens_per_s']:,.0f} tokens/s",
+            *([f"MFU {values['perf/mfu']:.1%}"] if "perf/mfu" in values else []),
+        ]
+        line = "  ".join(parts)
         ends = step >= self.max_steps
         if self.live.is_started and not ends:  # the last line stays
             self.working(f"{duration(left_s)} left  {filled(step, self.max_steps)}  {line}")
@@ -105,12 +110,12 @@ class Console:
         if not ends and now_s - self.printed_s < apart_s:
             return
         self.printed_s = now_s
-        line += f"  {duration(left_s)} left"
         if self.live.is_started and not ends:
-            self._write(line)
-        else:
-            self.live.update("")
-            self.say(line)
+            return self._write(f"{line}  {duration(left_s)} left")
+        self.working("")
+        while self.terminal.is_terminal and len("  ".join(parts)) > self.terminal.width and len(parts) > 1:
+            parts.pop()  # the end of what a narrow terminal cannot show in one line
+        self.say("  ".join(parts) if ends else f"{line}  {duration(left_s)} left")
 
     def recall(self, scores: Mapping[str, float], samples: "Sequence[Sample]") -> None:
         """Take what the run scored before training, so that a resumed run shows that as its 'before'."""

@@ -5,6 +5,7 @@ Every launcher calls this in every process, with a plain resolved config.
 
 import json
 import logging
+import re
 import shlex
 import socket
 import sys
@@ -39,6 +40,10 @@ from sftlab.training.draft import Draft, facts
 from sftlab.training.faults import lost_ranks
 from sftlab.training.preempt import StopSignal
 
+# A path in quotes that Hydra reads without them as well.
+PLAIN = re.compile(
+    r"^([^=]+)=(['\"])([\w.-]*/[\w./-]*|[A-Za-z][\w-]*\.[A-Za-z]\w*)\2$"
+)  # a path needs no quotes in Hydra
 LONGEST_PROMPT = 200  # characters of a question that is printed to be typed again
 REPORTED_STEPS = 8  # laid out for the report at start. All of SQuAD's take 10 s, so only preview does that
 
@@ -78,6 +83,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> float:
                     run_directory.write_summary(run_dir, {"status": "stopped"})
                 if isinstance(stopped, KeyboardInterrupt):  # outside of the steps: what is saved is all that there is
                     say_interrupted(run_dir, stop.go_on)
+                    stopped.args = ("said",)  # no second word of it at the end of the command
             raise
         except BaseException as error:
             if here.is_main:
@@ -115,7 +121,7 @@ def dated(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_again(overrides: Sequence[str], run_dir: Path) -> str:
     """Return the command that resumes a run."""
-    kept = [o for o in overrides if not o.startswith("run_dir=")]
+    kept = [PLAIN.sub(r"\1=\3", o) for o in overrides if not o.startswith("run_dir=")]
     return f"python -m sftlab.train {shlex.join([*kept, f'run_dir={run_dir}'])}"
 
 

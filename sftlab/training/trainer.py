@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from sftlab.checkpoints.save_and_restore import Checkpoints
 from sftlab.common.metrics import Metrics
+from sftlab.common.progress import listeners
 from sftlab.data.batch import Batch, on_device
 from sftlab.data.loader import Loader, Step
 from sftlab.models.scorer import Scorer
@@ -34,7 +35,7 @@ from sftlab.training.optim import set_lr
 from sftlab.training.preempt import StopSignal
 from sftlab.training.settings import TrainerSettings
 from sftlab.training.throughput import Throughput
-from sftlab.training.validation import Evaluator, Sample
+from sftlab.training.validation import VALIDATION, Evaluator, Sample
 
 
 class Launched(NamedTuple):
@@ -43,6 +44,10 @@ class Launched(NamedTuple):
     step: int
     data: Step
     values: Arriving
+
+
+class CutShort(Exception):
+    """An evaluation was left before its end, because the run was told to stop."""
 
 
 @dataclass(kw_only=True)
@@ -68,6 +73,7 @@ class Trainer:
     spent_s: float = field(init=False, default=0.0)
     began_s: float = field(init=False, default=0.0)
     scored: tuple[int, float] = field(init=False, default=(-1, math.nan))  # step and loss of the last evaluation
+    cut_short: bool = field(init=False, default=False)  # the evaluation of the last step is still to be made
     skipped: list[dict[str, Any]] = field(
         init=False, default_factory=list
     )  # steps that trainer.skip_nonfinite left out
@@ -86,6 +92,8 @@ class Trainer:
         if first == 1:
             self.evaluate(0)
             self.began_s = time.perf_counter()
+        elif self.cut_short:
+            self.evaluate(first - 1)
         with self.stop.steps(), collected_between_steps() as garbage:
             for step, data in enumerate(self.around(self.loader.steps(first, self.ending.last_step)), first):
                 self.launched.append(Launched(step, data, self.train_step(step, data)))
@@ -95,7 +103,7 @@ class Trainer:
                 reading = stopping or evaluating or self.due(step, self.settings.save_every)
                 self.read_steps(leave=0 if reading else self.lag)
                 if evaluating:
-                    self.evaluate(step)  # which may make this step the last
+                    stopping = not self.evaluate_unless_stopped(step) or stopping  # it may make this step the last
                 if stopping or self.due(step, self.settings.save_every) or self.ending.saves(step):
                     self.checkpoints.save(step, self.scorer, self.optimizer, self.progress(step))
                 if stopping:
@@ -172,6 +180,7 @@ class Trainer:
         found = self.checkpoints.restore(self.scorer, self.optimizer)
         progress = found or {"step": 0, "time_s": 0.0, "skipped": []}
         self.spent_s, self.skipped = progress["time_s"], progress["skipped"]
+        self.cut_short = progress.get("cut_short", False)
         self.ending.restore(progress)
         self.began_s = time.perf_counter()
         self.metrics.cut(progress["step"])
@@ -186,6 +195,7 @@ class Trainer:
             "time_s": self.time_s,
             "score": score if scored == step and math.isfinite(score) else None,
             "skipped": list(self.skipped),
+            "cut_short": self.cut_short,
             "ending": self.ending.state(),
             "next": {"epoch": epoch, "step_in_epoch": window},  # for people: the plan is a function of the step
         }
@@ -193,6 +203,23 @@ class Trainer:
     def due(self, step: int, every: int) -> bool:
         """Return whether something is due after this step: every `every` steps (0: never), and after the last."""
         return self.ending.reached(step) or (every > 0 and step % every == 0)
+
+    def evaluate_unless_stopped(self, step: int) -> bool:
+        """Evaluate; return False if a signal cut that short. The run then saves, and evaluates when it is resumed."""
+
+        def look(name: str, done: int, total: int) -> None:
+            # Ranks make equally many validation steps, and may answer unequally many batches of prompts.
+            if (self.world.size == 1 or name == VALIDATION) and self.stop.agreed():
+                raise CutShort
+
+        listeners.append(look)
+        try:
+            self.evaluate(step)
+        except CutShort:
+            self.cut_short = True
+        finally:
+            listeners.remove(look)
+        return not self.cut_short
 
     def evaluate(self, step: int) -> None:
         """Run every evaluator and record what they found."""
@@ -208,7 +235,7 @@ class Trainer:
             self.metrics.write_numbers(step, self.time_s if step else 0.0, scores)
             self.console.evaluation(step, scores, samples)
         self.metrics.write_answers(step, samples)
-        self.scored = (step, scores.get("val/loss", math.nan))
+        self.scored, self.cut_short = (step, scores.get("val/loss", math.nan)), False
         self.ending.note_score(*self.scored, took_s=time.perf_counter() - began_s)
 
     @property

@@ -39,6 +39,7 @@ class Evaluation:
     samples: Sequence[Sample] = field(default_factory=tuple)
 
 
+VALIDATION = "validation steps"  # what its progress is called
 Evaluator = Callable[[], Evaluation]
 
 
@@ -57,7 +58,7 @@ class LossEvaluator:
         """Score every example once."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # nll, correct, weight
         steps = self.plan.steps_per_epoch
-        for step in counted("validation steps", range(1, steps + 1), steps):
+        for step in counted(VALIDATION, range(1, steps + 1), steps):
             indices = self.plan.examples(step)
             arranged = self.row_layout.arrange([self.examples[int(i)] for i in indices], indices)
             for batch in arranged.microbatches:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from sftlab.checkpoints import manifest
+from sftlab.common import progress
+from sftlab.training.validation import VALIDATION
 from tests.runs import Trouble, compose, measured, run_here
 from tests.support import make_model_folder, make_squad_file, read_jsonl
 
@@ -144,3 +147,28 @@ def test_a_run_that_begins_from_another_ones_checkpoint(
     assert run_here(config(new, model, files, f"resume={run_dir}/checkpoints/step_00000003")).startswith("score")
     assert measured(new) == {k: v for k, v in straight.items() if k[0] == 4}
     assert steps(new) == [4] and steps(run_dir)[-2:] == [3, 4]
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_is_resumed(
+    at: int, tmp_path: Path, model: Path, stopped: tuple[Path, Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between two batches. All numbers are those of the run that nobody stopped, the last step's too."""
+    told: list[int] = []
+
+    def look(name: str, done: int, total: int) -> None:
+        if name == VALIDATION and done == 0:
+            told.append(done)
+            if len(told) == 1 + at:  # step 0 is evaluated too
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress, "listeners", [look])
+    monkeypatch.setattr("sftlab.training.trainer.listeners", progress.listeners)
+    with pytest.raises(SystemExit) as left:
+        run_here(config(tmp_path / "run", model, stopped[1]))
+    assert left.value.code == 0 and len(told) == 1 + at, "and no other evaluation began"
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "val/loss" in line] == list(range(at)) and lines[-1]["step"] == at
+    assert steps(tmp_path / "run")[-1] == at
+    assert run_here(config(tmp_path / "run", model, stopped[1])).startswith("score")
+    assert measured(tmp_path / "run") == measured(stopped[0])

@@ -306,6 +306,7 @@ def test_what_a_checkpoint_keeps_beside_tensors(
         "time_s": 8.0,
         "score": score,
         "skipped": [{"step": 2}],
+        "cut_short": False,
         "ending": {"best": None, "best_step": 0, "misses": 0, "max_hours": None},
         "next": {"epoch": 2, "step_in_epoch": 1},  # 4 steps an epoch: the tenth step is the second of the third
     }
