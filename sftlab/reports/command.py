@@ -22,10 +22,16 @@ def command(argv: Any, overrides: Sequence[str] = ()) -> str:
 
 def quoted(word: str) -> str:
     """Return a word as a shell takes it, without the quotes that were put in for Hydra's parser."""
-    found = FOR_HYDRA.fullmatch(word)
-    if found:
-        word = f"{found[1]}=" + re.sub(r"(\\+)(?='|$)", lambda m: m[0][: len(m[0]) // 2], found[2])
+    word = unquoted(word)
     return word if re.fullmatch(r"[\w@%+=:,./~\[\]-]+", word) and not word.startswith("~") else shlex.quote(word)
+
+
+def unquoted(word: str) -> str:
+    """Return an override without the quotes that were put in for Hydra's parser."""
+    found = FOR_HYDRA.fullmatch(word)
+    if not found:
+        return word
+    return f"{found[1]}=" + re.sub(r"(\\+)(?='|$)", lambda m: m[0][: len(m[0]) // 2], found[2])
 
 
 def commit(environment: Mapping[str, Any]) -> str:

@@ -31,10 +31,12 @@ class TensorBoard(Tracker):
         self.writer.add_custom_scalars(layout)
 
     def write_numbers(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """Add each value as a scalar."""
+        """Add each value as a scalar. All in one event: one of its own for each value took 0.3 ms a step."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         self.last |= values
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self.writer._get_file_writer().add_summary(scalars, step)  # type: ignore[no-untyped-call]
 
     def write_answers(self, step: int, answers: Sequence[Answer]) -> None:
         """Add them as a table."""

@@ -29,6 +29,7 @@ from sftlab.models.neftune import step_noise
 from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World
+from sftlab.reports.command import unquoted
 from sftlab.reports.run_report import RunReport
 from sftlab.training.draft import Draft, draft
 from sftlab.training.ending import Ending
@@ -156,7 +157,7 @@ def about_run(config: Mapping[str, Any], run_dir: Path, max_steps: int, say: Cal
     """Return what trackers are told about a run."""
     name, group = names(run_dir)
     typed = read_yaml(run_dir / OVERRIDES)
-    pairs = [str(o).lstrip("+~").partition("=") for o in typed] if isinstance(typed, list) else []
+    pairs = [unquoted(str(o)).lstrip("+~").partition("=") for o in typed] if isinstance(typed, list) else []
     chosen = {key: value for key, _, value in pairs if key != "run_dir"}
     return About(run_dir, name, group, strike_values(config), strike_values(chosen), max_steps, say)
 

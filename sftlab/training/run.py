@@ -5,7 +5,6 @@ Every launcher calls this in every process, with a plain resolved config.
 
 import json
 import logging
-import re
 import shlex
 import socket
 import sys
@@ -34,16 +33,13 @@ from sftlab.data.report import report, write_skipped
 from sftlab.parallel.fsdp2 import compute_dtype
 from sftlab.parallel.machine import machine
 from sftlab.parallel.world import World, world
+from sftlab.reports.command import command
 from sftlab.reports.run_report import FACTS
 from sftlab.training.build import Run, build
 from sftlab.training.draft import Draft, facts
 from sftlab.training.faults import lost_ranks
 from sftlab.training.preempt import StopSignal
 
-# A path in quotes that Hydra reads without them as well.
-PLAIN = re.compile(
-    r"^([^=]+)=(['\"])([\w.-]*/[\w./-]*|[A-Za-z][\w-]*\.[A-Za-z]\w*)\2$"
-)  # a path needs no quotes in Hydra
 LONGEST_PROMPT = 200  # characters of a question that is printed to be typed again
 REPORTED_STEPS = 8  # laid out for the report at start. All of SQuAD's take 10 s, so only preview does that
 
@@ -121,8 +117,7 @@ def dated(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_again(overrides: Sequence[str], run_dir: Path) -> str:
     """Return the command that resumes a run."""
-    kept = [PLAIN.sub(r"\1=\3", o) for o in overrides if not o.startswith("run_dir=")]
-    return f"python -m sftlab.train {shlex.join([*kept, f'run_dir={run_dir}'])}"
+    return command([], [*(o for o in overrides if not o.startswith("run_dir=")), f"run_dir={run_dir}"])
 
 
 def claim(

@@ -203,10 +203,8 @@ def test_a_config_that_does_not_bind_touches_nothing(tmp_path: Path, model_folde
 def test_the_command_that_goes_on_names_the_run_directory_once() -> None:
     assert command_again([], Path("a b")) == "python -m sftlab.train 'run_dir=a b'"
     assert command_again(["run_dir=x", "a=1"], Path("y")) == "python -m sftlab.train a=1 run_dir=y"
-    quoted = ["data.path='in/a.jsonl'", "data.val_path='b.jsonl'", "name='1'", "name='a b'"]
-    words = "data.path=in/a.jsonl data.val_path=b.jsonl"
-    assert command_again(quoted[:2], Path("y")) == f"python -m sftlab.train {words} run_dir=y"
-    assert shlex.split(command_again(quoted[2:], Path("y")))[3:5] == quoted[2:], "these would be read as something else"
+    typed = command_again(["data.path='in/a.jsonl'", "data.val_path='it\\'s b.jsonl'"], Path("y"))
+    assert shlex.split(typed)[3:] == ["data.path=in/a.jsonl", "data.val_path=it's b.jsonl", "run_dir=y"]
 
 
 def one_of(size: int, rank: int, told: Any = None, heard: list[Any] | None = None) -> Any:
