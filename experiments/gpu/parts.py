@@ -80,7 +80,8 @@ def start(bench: Bench) -> dict[str, Any]:
         typed += ["trainer.batch_size=8", "evaluation.num_answers=2", "evaluation.max_new_tokens=4"]
     began_s = time.monotonic()
     process = subprocess.Popen(command("train", *typed), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    threading.Thread(target=timestamp, args=(process, began_s), daemon=True).start()
+    reader = threading.Thread(target=timestamp, args=(process, began_s))
+    reader.start()
     lines: list[dict[str, Any]] = []
     first_s = None
     try:
@@ -92,6 +93,7 @@ def start(bench: Bench) -> dict[str, Any]:
     finally:
         process.kill()
         process.wait()
+        reader.join()
     if first_s is None:
         raise RuntimeError(f"{' '.join(typed)} ended with {process.returncode} before its first step")
     ends = [line["time_s"] for line in trained(lines)]
@@ -101,8 +103,9 @@ def start(bench: Bench) -> dict[str, Any]:
 def timestamp(process: "subprocess.Popen[str]", began_s: float) -> None:
     """Print a process's lines, each with the seconds since `began_s`: where the time to the first step goes."""
     assert process.stdout is not None
-    for line in process.stdout:
-        print(f"{time.monotonic() - began_s:5.1f} s  {line}", end="", flush=True)
+    with process.stdout as lines:
+        for line in lines:
+            print(f"{time.monotonic() - began_s:5.1f} s  {line}", end="", flush=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -108,13 +108,18 @@ def row(trees: Sequence[Sequence[Example]]) -> Row:
     )
 
 
-def shared_units(examples: Sequence[Example], row_length: int) -> list[tuple[list[Example], int]]:
-    """Return (examples, tokens after sharing) per unit: its examples are worth one tree, which fits in a row."""
+def shared_units(
+    examples: Sequence[Example], row_length: int, short_tree: int = SHORT_TREE
+) -> list[tuple[list[Example], int]]:
+    """Return (examples, tokens after sharing) per unit: its examples are worth one tree, which fits in a row.
+
+    Neighbours that share few tokens are one unit while it has at most `short_tree` of them.
+    """
     units: list[tuple[list[Example], int]] = []
     previous = np.empty(0, np.int32)
     for e in sorted(examples, key=sort_key):
         shared = common_prefix(previous, e.tokens)
-        most = row_length if shared >= MIN_SHARED_TOKENS else min(row_length, SHORT_TREE) if shared else 0
+        most = row_length if shared >= MIN_SHARED_TOKENS else min(row_length, short_tree) if shared else 0
         if units and (size := units[-1][1] + len(e) - shared) <= most:
             units[-1] = ([*units[-1][0], e], size)
         else:

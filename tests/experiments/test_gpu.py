@@ -42,10 +42,10 @@ def test_every_part_runs_on_a_cpu_and_has_a_line_for_the_table(
 def test_layouts_that_differ_are_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real = checks.first_gradient
 
-    def spoiled(trainer: Any) -> tuple[float, torch.Tensor]:
+    def spoiled(trainer: Any) -> tuple[float, list[torch.Tensor]]:
         loss, gradient = real(trainer)
         factor = 1.001 if trainer.loader.row_layout.layout == "tree" else 1.0
-        return loss, gradient * factor
+        return loss, [g * factor for g in gradient]
 
     monkeypatch.setattr(checks, "first_gradient", spoiled)
     values = checks.equality(bench)
