@@ -65,7 +65,7 @@ class StopSignal:
                 self.interrupted_s = now_s
                 if self.world.is_main:  # print itself may be what was interrupted
                     with suppress(OSError):  # a terminal that is gone
-                        os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
+                        os.write(2, b"\nstopping once this step is saved; Ctrl-C again ends at once, without saving\n")
         self.noted = max(self.noted, 1 + CAUSES.index(signal.Signals(number)))
 
     @contextmanager
@@ -84,6 +84,10 @@ class StopSignal:
         """
         self.agreed_on = self.world.max(self.noted)
         return self.agreed_on > 0
+
+    def interrupted(self) -> bool:
+        """Return on every rank whether a Ctrl-C told any to stop, and nothing else did. Collective."""
+        return self.agreed() and CAUSES[self.agreed_on - 1] == signal.SIGINT
 
     def leave(self, say: Callable[[str], None]) -> NoReturn:
         """End this process after everything is saved. Collective; called when `agreed` returns True.

@@ -113,8 +113,11 @@ class Trainer:
                 garbage.between_steps(step)
                 if self.ending.reached(step):
                     break
-        self.wait_for_save()
+        with self.stop.steps():  # a Ctrl-C now must not throw away what was trained
+            self.wait_for_save()
         self.checkpoints.check("stop")  # without the last checkpoint there is no model to export
+        if self.stop.interrupted():
+            self.stop.leave(self.console.say)
         last = self.metrics.last
         return self.world.broadcast(last.get("val/loss", last.get("train/loss", math.nan)))
 

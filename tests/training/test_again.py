@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from sftlab.checkpoints import manifest
 from sftlab.common import progress
+from sftlab.training.trainer import Trainer
 from sftlab.training.validation import VALIDATION
 from tests.runs import Trouble, compose, measured, run_here
 from tests.support import make_model_folder, make_squad_file, read_jsonl
@@ -172,3 +173,20 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_is_resumed(
     assert steps(tmp_path / "run")[-1] == at
     assert run_here(config(tmp_path / "run", model, stopped[1])).startswith("score")
     assert measured(tmp_path / "run") == measured(stopped[0])
+
+
+def test_a_ctrl_c_while_the_last_checkpoint_is_written_loses_nothing(
+    tmp_path: Path, model: Path, stopped: tuple[Path, Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Trainer.wait_for_save
+
+    def interrupted(self: Trainer) -> None:
+        signal.raise_signal(signal.SIGINT)
+        wait(self)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(Trainer, "wait_for_save", interrupted)
+        run_here(config(tmp_path / "run", model, stopped[1]))
+    assert left.value.code == 0 and steps(tmp_path / "run")[-1] == 4 and not (tmp_path / "run" / "model").exists()
+    assert run_here(config(tmp_path / "run", model, stopped[1])).startswith("score")
+    assert (tmp_path / "run" / "model").is_dir() and measured(tmp_path / "run") == measured(stopped[0])

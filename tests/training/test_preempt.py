@@ -237,7 +237,7 @@ def test_a_second_ctrl_c_ends_at_once_and_one_passed_on_twice_does_not(one: Any,
     os.close(write)
     with os.fdopen(read, "rb") as file:
         said = file.read()
-    assert said.count(b"stopping after this step; Ctrl-C again ends at once, without saving") == told
+    assert said.count(b"stopping once this step is saved; Ctrl-C again ends at once, without saving") == told
     assert said.endswith(b"alive")
 
 

@@ -173,7 +173,7 @@ def trainer(
             recall=lambda *_: None,
         ),
         "throughput": SimpleNamespace(add=note("add"), paused=around.paused, take_rates=lambda: {"perf/x": 1.0}),
-        "stop": SimpleNamespace(agreed=around.agreed, leave=around.leave, steps=nullcontext),
+        "stop": SimpleNamespace(agreed=around.agreed, leave=around.leave, steps=nullcontext, interrupted=lambda: False),
         "warm_up": note("warmed up"),
         "around": lambda steps: steps,
     }
