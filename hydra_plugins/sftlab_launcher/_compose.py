@@ -4,6 +4,7 @@ Not scanned by Hydra (the underscore), so that commands which launch nothing do 
 """
 
 import copy
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,12 +78,27 @@ def launch(
     sweep = sweep.with_points(points)
     sweep.write()
     console = Terminal(soft_wrap=True)
-    if options.get("parallel_points", 1) > 1:  # with one at a time, the terminal is that point's
-        with Shown(console) as shown:
-            sweep = start_points(sweep, nums, options, lambda: shown.look(sweep_dir, nums))
-    else:
-        sweep = start_points(sweep, nums, options)
+    try:
+        if options.get("parallel_points", 1) > 1:  # with one at a time, the terminal is that point's
+            with Shown(console) as shown:
+                sweep = start_points(sweep, nums, options, lambda: shown.look(sweep_dir, nums))
+        else:
+            sweep = start_points(sweep, nums, options)
+    except KeyboardInterrupt as stopped:
+        paused(sweep.folder, console)
+        stopped.args = ("said",)  # no second word of it at the end of the command
+        raise
     return outcomes(sweep, nums, queued=[job for num in nums if (job := sweep.job_id(num))])
+
+
+def paused(folder: Path, console: Terminal) -> None:
+    """Say after a Ctrl-C where the points are, and what goes on with them."""
+    found = look(folder)
+    again = f"python -m sftlab.sweep dir={shlex.quote(str(folder))} retry=failed"
+    if found.is_search:
+        again = f"the same command with hydra.sweep.dir={shlex.quote(str(folder))}"
+    console.print(tables.status(found, METRIC))
+    console.print(f"paused; every point that ran has saved; go on with\n  {again}", markup=False)
 
 
 def checked_points(
