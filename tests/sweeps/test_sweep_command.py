@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from sftlab import sweep as sweeping
+from sftlab import train
 from sftlab.config.grid import compose_point, planned
 from sftlab.config.groups import CONF
 from sftlab.sweeps import best_yaml, ranking, watch
@@ -358,3 +359,20 @@ def test_a_point_without_a_config_is_composed_from_its_overrides(tmp_path: Path)
     found = compose_point(point.overrides, point.folder)
     assert (found["optim"]["lr"], found["trainer"]["max_steps"]) == (0.25, 7)
     assert found["run_dir"] == str(tmp_path / "3")
+
+
+def test_a_ctrl_c_shows_where_the_points_are_and_what_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hydra_plugins.sftlab_launcher._compose.start_points", interrupted)
+    words = ["launcher=local", "name=demo", "optim.lr=1e-3,2e-3", "hydra.sweep.dir=sweeps/a b"]
+    monkeypatch.setattr(sys, "argv", ["sftlab-train", *words])
+    with pytest.raises(SystemExit) as left:
+        train.main()
+    out, error = capfd.readouterr()
+    assert left.value.code == 130 and error == "" and "2 missing" in out
+    assert out.endswith("go on with\n  python -m sftlab.sweep dir='sweeps/a b' retry=failed\n")
