@@ -92,7 +92,7 @@ def launch(
 
 
 def paused(folder: Path, console: Terminal) -> None:
-    """Say after a Ctrl-C where the points are, and what goes on with them."""
+    """Print the state of every point after a Ctrl-C, and the command that resumes the sweep."""
     found = look(folder)
     again = f"python -m sftlab.sweep dir={shlex.quote(str(folder))} retry=failed"
     if found.is_search:

@@ -8,6 +8,7 @@ CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+COMMAND = "  python -m "  # how a line begins that is to be copied, and so is never folded
 MARKDOWN = re.compile(r"([\\`*\[\]!|~])")
 
 

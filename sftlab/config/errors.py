@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException, InstantiationException, Override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sftlab.common import secrets
-from sftlab.common.words import plain
+from sftlab.common.words import COMMAND, plain
 from sftlab.config.groups import options
 from sftlab.config.unknown import explain_key, nearest
 
@@ -34,7 +34,7 @@ def folded(text: str, width: int) -> str:
     """Return lines folded at words; a long word, and a command to be copied, stays whole."""
 
     def fold(line: str) -> str:
-        if line.startswith("  python -m ") or len(line) <= width:
+        if line.startswith(COMMAND) or len(line) <= width:
             return line
         indent = " " * (len(line) - len(line.lstrip()))
         how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}

@@ -4,6 +4,7 @@
 rate, and with blocks at 0.97. This module imports `datasets`, so import it late.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,12 +86,13 @@ def build(
 
 @contextmanager
 def own_bar() -> Iterator[None]:
-    """Make the library's bar say what is done ("Generating train split" is its word for it), and go when it is done."""
+    """Name the library's bar in our words, not "Generating train split". Remove it at the end; only on a terminal."""
     library: Any = datasets.builder
     made = library.hf_tqdm
-    library.hf_tqdm = lambda *args, **given: made(
-        *args, **given | {"desc": "reading rows", "unit": " rows", "leave": False}
-    )
+    ours = {"desc": "reading rows", "unit": " rows", "leave": False}
+    if not sys.stderr.isatty():
+        ours["disable"] = True
+    library.hf_tqdm = lambda *args, **given: made(*args, **given | ours)
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ def batches(examples: Sequence[Example], batch_size: int, share_prefixes: bool) 
     units = [[e] for e in examples]
     if share_prefixes:
         longest = max([ROW_TOKENS, *map(len, examples)])
-        units = [unit for unit, _ in shared_units(examples, longest, short_tree=0)]  # rows cost nothing here
+        units = [unit for unit, _ in shared_units(examples, longest, short_tree=0)]  # a batch takes many rows
     parts = [sorted(unit[i : i + batch_size], key=sort_key) for unit in units for i in range(0, len(unit), batch_size)]
     parts.sort(key=lambda part: (-len(part), -max(map(len, part))))
     batch: list[RowOf] = []

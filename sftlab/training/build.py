@@ -75,13 +75,13 @@ def build(
     drafted = draft(config, world, run_dir)
     try:
         describe(drafted)
-        return finished(drafted, config, run_dir, claim, stop)
+        return assembled(drafted, config, run_dir, claim, stop)
     except BaseException:
         drafted.console.close()
         raise
 
 
-def finished(drafted: Draft, config: Mapping[str, Any], run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
+def assembled(drafted: Draft, config: Mapping[str, Any], run_dir: Path, claim: Claim, stop: StopSignal) -> Run:
     """Return the run of a draft: its weights are read, and every other part is built."""
     parts, scorer, world, console = drafted.parts, drafted.scorer, drafted.world, drafted.console
     train, val, tokenizer, plan = drafted.train, drafted.val, drafted.tokenizer, drafted.plan

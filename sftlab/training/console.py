@@ -17,7 +17,7 @@ from sftlab.common import progress
 from sftlab.common.files import open_plain, spared_by_a_full_disk
 from sftlab.common.secrets import strike
 from sftlab.common.terminal import Terminal
-from sftlab.common.words import duration, end_of, one_line, plain
+from sftlab.common.words import COMMAND, duration, end_of, one_line, plain
 
 if TYPE_CHECKING:  # it imports torch
     from sftlab.training.validation import Sample
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # it imports torch
 SHOWN_SAMPLES = 3
 SHORT_RUN = 200  # steps: outside of a terminal a longer run prints a line every 10 s at most, after an hour every 30 s
 BAR_COLUMNS = 16
-COMMAND = "  python -m "
 
 
 class Console:

@@ -1,6 +1,7 @@
 """The store: every row of a long table comes back as it was rendered, and whatever changes the tokens builds anew."""
 
 import json
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -293,3 +294,19 @@ def test_weights_and_turns_that_are_taken_apart_are_stored(tmp_path: Path) -> No
     assert [e.id for e in found] == ["own turn 1", "own turn 2", f"{path}:2", f"{path}:2"]
     assert [set(e.target_weights.tolist()) for e in found] == [{0.0, 0.5}] * 2 + [{0.0, 1.0}] * 2
     assert found.digests[0] != found.digests[2] and found[2].weights is None
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_has_a_bar_in_our_words_on_a_terminal_and_none_elsewhere(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.dumps({"prompt": f"a prompt for {terminal}", "completion": " yes"})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 3)
+    datasets.enable_progress_bars()  # the tests do without them
+    try:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        Data(PromptCompletion(), str(tmp_path / "rows.jsonl")).examples(TOK, 100)
+    finally:
+        datasets.disable_progress_bars()
+    shown = capsys.readouterr().err
+    assert "Generating" not in shown and ("reading rows" in shown) == terminal
