@@ -12,6 +12,7 @@ from sftlab.data.loader import BLOCK, Loader, round_up
 from sftlab.data.plan import Plan
 from sftlab.estimating.devices import Device
 from sftlab.estimating.rehearsal import full_rows
+from sftlab.models.architecture import uses_flex
 from sftlab.training.rows import MOST_TOKENS, ROW_TOKENS, make_row_layout, read_data
 
 SAMPLED_STEPS = 8  # laid out for the averages
@@ -44,7 +45,7 @@ def read_amounts(parts: Mapping[str, Any], config: Any, seed: int, num_ranks: in
     tokenizer, train, val = read_data(parts["model"], data, config)
     plan = Plan(train.groups, settings.batch_size, seed, data.shuffle, data.groups_prefixes)
     where = torch.device("cuda" if device.cuda else "cpu")
-    joined = config._attn_implementation == "flex_attention"
+    joined = uses_flex(config)
     row_layout = make_row_layout(data, settings, tokenizer, train, val, where, 0, num_ranks, joined)
     loader = Loader(train, plan, replace(row_layout, pin_memory=False), train.lengths)
     steps = [loader.step(step) for step in range(1, 1 + min(SAMPLED_STEPS, plan.steps_per_epoch))]

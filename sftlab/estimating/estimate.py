@@ -14,7 +14,7 @@ from sftlab.config.binding import check
 from sftlab.estimating.amounts import Amounts, assumed_amounts, read_amounts
 from sftlab.estimating.devices import GIB, Device, device_named
 from sftlab.estimating.rehearsal import Rehearsal, Stage, rehearse
-from sftlab.models.architecture import causal_class
+from sftlab.models.architecture import ATTENTIONS, causal_class
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.division import divide
@@ -193,9 +193,8 @@ def shape_of(model: Any, device: Device) -> Any:
     config = replace(known, attention="auto" if device.cuda else model.attention).load_config(torch.device("cpu"))
     if device.cuda:
         flex = getattr(causal_class(config), "_supports_flex_attn", False)
-        asked = {"flex": "flex_attention", "sdpa": "sdpa", "eager": "eager"}.get(model.attention)
-        ours = "flex_attention" if flex else "sdpa" if config._attn_implementation != "eager" else "eager"
-        config._attn_implementation = asked or ours
+        ours = "flex" if flex else "sdpa" if config._attn_implementation != "eager" else "eager"
+        config._attn_implementation = ATTENTIONS[ours if model.attention in ("auto", "blocks") else model.attention]
     return config
 
 

@@ -25,6 +25,7 @@ from sftlab.checkpoints.pretrained import allocate
 from sftlab.data.batch import Batch
 from sftlab.estimating.tracker import PARTS, Tracker, flat
 from sftlab.models import attention
+from sftlab.models.architecture import uses_flex
 from sftlab.models.decoder import decoder_blocks
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.world import World, local_part
@@ -123,7 +124,7 @@ def shallow(config: Any, depth: int) -> Any:
 
 def perform(stage: Stage, config: Any, batch: Batch, num_microbatches: int, world: World) -> Rehearsal:
     """Return what one step takes at this depth. It is the second step of a run: the optimiser has its state already."""
-    if stage.cuda and config._attn_implementation == "flex_attention":
+    if stage.cuda and uses_flex(config):
         config = copy.deepcopy(config)
         config._attn_implementation = FLEX
     scorer = stage.build(config, world)

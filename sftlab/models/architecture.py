@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # the check of a config imports this, and these take seconds 
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ATTENTIONS = {"flex": "flex_attention", "blocks": "sdpa_by_blocks", "sdpa": "sdpa", "eager": "eager"}  # transformers'
+# Names of model.attention, and transformers' names for them; the first two are ours.
+ATTENTIONS = {"flex": "flex_by_reach", "blocks": "sdpa_by_blocks", "sdpa": "sdpa", "eager": "eager"}
 # The types of attention layers, and the attribute of a config that limits what each sees.
 LAYERS = {
     "full_attention": None,
@@ -95,6 +96,11 @@ def attention(config: "PreTrainedConfig", device: "torch.device", asked: str = "
             f"or {' or '.join(can)}"
         )
     return ATTENTIONS[can[0] if asked == "auto" else asked]
+
+
+def uses_flex(config: "PreTrainedConfig") -> bool:
+    """Return whether a model computes its attention by FlexAttention, which wants all rows end to end in one."""
+    return bool(config._attn_implementation == ATTENTIONS["flex"])
 
 
 def cached_attention(config: "PreTrainedConfig") -> str:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from sftlab.models import blocks
+from sftlab.models import blocks, flex
 from sftlab.models.architecture import LAYERS
-from sftlab.models.flex import block_mask
 
 Mask = Tensor | BlockMask
 MaskFn = Callable[[Tensor, Tensor, int | None, int | None], Mask]
@@ -61,7 +60,7 @@ UNUSED_WINDOW = {"moshi"}  # transformers builds a mask without the window that 
 MASKS: dict[str, MaskFn] = {
     "sdpa": boolean_mask,
     blocks.NAME: cut_mask,
-    "flex_attention": block_mask,
+    flex.NAME: flex.block_mask,
     "eager": added_mask,
 }
 

@@ -107,6 +107,7 @@ def spread(
         raise ValueError(f"parallel.reshard_after_forward={reshard_after_forward}: expected auto, true or false")
     if type(prefetch) is not int or prefetch < 0:
         raise ValueError(f"parallel.prefetch={prefetch}: expected a number of blocks, 0 or more")
+    from sftlab.models.compiled import compile_block
     from sftlab.models.decoder import decoder_blocks
     from sftlab.parallel.tensor import split
 
@@ -126,7 +127,7 @@ def spread(
             block = recomputed(block, activation_checkpointing)
             setattr(blocks, name, block)
         if compile:
-            block.compile()
+            compile_block(block)
         sharded.append(shard(block))
     if compile:
         scorer.loss.compile(dynamic=True)  # the number of predictions differs in every microbatch
@@ -198,7 +199,9 @@ def recomputed(block: "nn.Module", how: str) -> "nn.Module":
 
 def run_eagerly(scorer: "Scorer") -> None:
     """Take back what `compile=True` did."""
+    from sftlab.models.compiled import uncompile_block
     from sftlab.models.decoder import decoder_blocks
 
-    for module in (scorer.loss, *(block for _, _, block in decoder_blocks(scorer.model))):
-        module._compiled_call_impl = None
+    scorer.loss._compiled_call_impl = None
+    for _, _, block in decoder_blocks(scorer.model):
+        uncompile_block(block)

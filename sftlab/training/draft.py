@@ -15,6 +15,7 @@ from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
 from sftlab.data.report import Report, short
 from sftlab.models.adapters import has_adapter
+from sftlab.models.architecture import uses_flex
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.division import require_rows
 from sftlab.parallel.fsdp2 import compute_dtype
@@ -61,7 +62,7 @@ def draft(config: Mapping[str, Any], world: World, run_dir: Path) -> Draft:
     parts["optim"](scorer)  # refuses what it cannot update, before data and weights are read
     tokenizer, train, val = read_data(model, data, model_config)
     settings.require_validation(val is not None)
-    joined = model_config._attn_implementation == "flex_attention"
+    joined = uses_flex(model_config)
     share = (world.data_rank, world.data_size)
     row_layout = make_row_layout(data, settings, tokenizer, train, val, world.device, *share, joined)
     plan = Plan(train.groups, settings.batch_size, config["seed"], data.shuffle, data.groups_prefixes)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sftlab.data.batch import Batch, collate
+from sftlab.data.batch import Batch
 from sftlab.data.loader import BLOCK, Loader
+from sftlab.models.architecture import uses_flex
 from sftlab.models.scorer import Scorer, after_error, reshard
 from sftlab.parallel.fsdp2 import run_eagerly
 from sftlab.parallel.world import World, local_part
@@ -47,7 +48,6 @@ class WarmUp:
         with reserved(self.optimizer):
             while not self.fits():
                 self.loader.row_layout.rows_per_microbatch = self.rows() // 2
-                torch.compiler.reset()  # else the next length would count as a second one, and be compiled as dynamic
         self.console.working("")
         reshard(self.scorer)
         if self.halves:
@@ -59,11 +59,10 @@ class WarmUp:
 
         Raises: OutOfMemory if there are no fewer rows to try.
         """
-        shapes = list(self.shapes())
-        for i, (batch, training) in enumerate(shapes, 1):
-            began_s = time.perf_counter()
-            if self.compiled:
-                self.console.working(f"compiling {i} of {len(shapes)} ...")
+        for batch, training in self.shapes():
+            began_s, before = time.perf_counter(), num_graphs()
+            if self.compiles:
+                self.console.working("compiling ...")
             failed = self.failed(batch, training)
             if self.world.any(failed is not None):
                 if not self.halves or self.rows() == 1:
@@ -73,9 +72,14 @@ class WarmUp:
                     f"a microbatch of {rows} x {length:,} tokens does not fit in the device's memory: halved"
                 )
                 return False
-            if self.compiled:
-                self.console.say(f"compiling {i} of {len(shapes)} ... {time.perf_counter() - began_s:.0f} s")
+            if new := num_graphs() - before:
+                self.console.say(f"compiled {new} graph{'s' * (new > 1)} in {time.perf_counter() - began_s:.0f} s")
         return True
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether anything is compiled: FlexAttention is by itself where the blocks are not."""
+        return self.compiled or uses_flex(self.scorer.model.config)
 
     def rows(self) -> int:
         """Return how many rows the largest microbatch holds; joined rows may fill less than they may."""
@@ -85,17 +89,17 @@ class WarmUp:
         return min(used, row_layout.rows_per_microbatch)  # lengths are rounded up
 
     def shapes(self) -> Iterator[tuple[Batch, bool]]:
-        """Yield (microbatch, with gradients): the largest, where compiled one of another length, and for evaluation.
+        """Yield (microbatch, with gradients): one to compile for, if that is another; the largest; for evaluation.
 
-        FlexAttention is compiled by itself where the blocks are not: on an H100 its second length took 14 s.
+        torch takes sizes that are equal for one and the same size. With 16,384 tokens in 128 blocks and heads of 128,
+        the number of blocks would be a constant, and the first step of another length would compile the blocks again.
+        Where the blocks are not compiled, FlexAttention is, for one length and then for all: 14 s on an H100.
         """
-        largest = self.loader.largest()
+        config, largest = self.scorer.model.config, self.loader.largest()
+        length, width = largest.tokens.shape[1], getattr(config.get_text_config(), "hidden_size", None)
+        if uses_flex(config) or (self.compiled and length == width):
+            yield of_length(largest, odd_length(length, width)), True
         yield largest, True
-        if self.compiled or self.scorer.model.config._attn_implementation == "flex_attention":
-            rows, length = largest.tokens.shape
-            half = max(2 * BLOCK, length // (2 * BLOCK) * BLOCK)
-            pad = self.loader.row_layout.pad_token
-            yield collate([], rows, half if half != length else length + BLOCK, pad), True
         if self.evaluates:
             yield largest, False
 
@@ -132,6 +136,39 @@ class WarmUp:
             if training:
                 nll.backward()  # type: ignore[no-untyped-call]
         self.scorer.zero_grad(set_to_none=True)
+
+
+def odd_length(length: int, width: int | None) -> int:
+    """Return another length near this one: an odd number of blocks, and not the model's width."""
+    num = -(-length // BLOCK)
+    found = num - 1 - num % 2
+    while found < 3 or found == num or found * BLOCK == width:
+        found += 2
+    return found * BLOCK
+
+
+def of_length(batch: Batch, length: int) -> Batch:
+    """Return a batch of other rows with as many predictions, by whose number torch chooses kernels.
+
+    Its rows are texts as long as the longest of `batch`, end to end: a model may know no later positions.
+    """
+    rows, longest = len(batch.tokens), int(batch.position.max()) + 1
+    index = torch.arange(length)
+    return replace(
+        batch,
+        tokens=torch.zeros(rows, length, dtype=batch.tokens.dtype),
+        position=(index % longest).repeat(rows, 1),
+        reach=((index // longest + 1) * longest).clamp(max=length).to(batch.reach.dtype).repeat(rows, 1),
+        at=torch.arange(len(batch.at)) % (rows * length),
+        noise=None,
+    )
+
+
+def num_graphs() -> int:
+    """Return how many graphs torch has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def first_line(error: Exception) -> str:

@@ -10,13 +10,13 @@ from sftlab.data.batch import collate
 from sftlab.data.forest import lay_out
 from sftlab.models.attention import (
     added_mask,
-    block_mask,
     boolean_mask,
     by_layer,
     cut_mask,
     forest_mask,
     require_alone,
 )
+from sftlab.models.flex import block_mask
 from tests.support import random_examples
 
 
@@ -77,7 +77,7 @@ def test_the_mask_is_in_the_form_that_the_configs_attention_takes() -> None:
         mask = forest_mask(config, batch.reach, batch.position)
         assert isinstance(mask, kind) and hasattr(mask, "blocks") == (name == "sdpa_by_blocks")
         assert torch.equal(mask, boolean_mask(batch.reach, batch.position, 5))
-    config = PreTrainedConfig(attn_implementation="flex_attention")
+    config = PreTrainedConfig(attn_implementation="flex_by_reach")
     assert type(forest_mask(config, batch.reach, batch.position)).__name__ == "BlockMask"
 
 

@@ -225,7 +225,7 @@ def logits(model: Any, examples: list[Example]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("kind", "attention"),
-    [(k, a) for k in MODELS for a in (*SDPA, "flex_attention") if (k, a) != ("gpt2", "flex_attention")],
+    [(k, a) for k in MODELS for a in (*SDPA, "flex_by_reach") if (k, a) != ("gpt2", "flex_by_reach")],
 )
 @pytest.mark.usefixtures("flex_without_a_compiler")
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")

@@ -153,8 +153,8 @@ def test_attention_for_a_gpu_and_for_a_cpu(model_folder: Path, monkeypatch: pyte
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
     cuda = torch.device("cuda")
     folder = str(model_folder)
-    assert Model(folder).load_config(cuda)._attn_implementation == "flex_attention"
-    assert Model(folder, attention="flex").load_config(cuda)._attn_implementation == "flex_attention"
+    assert Model(folder).load_config(cuda)._attn_implementation == "flex_by_reach"
+    assert Model(folder, attention="flex").load_config(cuda)._attn_implementation == "flex_by_reach"
     assert Model(folder, attention="sdpa").load_config(cuda)._attn_implementation == "sdpa"
     with pytest.raises(
         ValueError,

@@ -141,7 +141,7 @@ def test_it_costs_five_forwards_of_at_most_48_tokens_and_compiles_nothing() -> N
 CAPPED = {**ORDINARY["gemma3_text"], "final_logit_softcapping": 0.05}  # low enough to bend an untrained model's logits
 
 
-@pytest.mark.parametrize(("kind", "attention"), [("gemma3_text", "sdpa"), ("gemma2", "flex_attention")])
+@pytest.mark.parametrize(("kind", "attention"), [("gemma3_text", "sdpa"), ("gemma2", "flex_by_reach")])
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore::DeprecationWarning")
 def test_a_model_that_caps_its_logits_passes(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def eager(query: Any, key: Any, value: Any, training: bool = False, **rest: Any) -> Any:
