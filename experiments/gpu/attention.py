@@ -3,8 +3,9 @@
     python -m experiments.gpu.attention [--tiny] [--out FILE] [--budget SECONDS]
 
 16,384 tokens with the heads of Llama 3.2 1B, as full rows (documents of 4,096 tokens) and as a forest of SQuAD's sizes:
-FlexAttention with several block sizes, and full rows through torch's own causal kernels too. Every variant is compared
-with FlexAttention as shipped and timed by device events, the median of 10.
+FlexAttention compiled for one length and for all, with several block sizes, on heads that lie token by token (as in a
+model) or one after another; and full rows through torch's own causal kernels too. Every variant is compared with the
+first and timed by device events, the median of 10.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def backward(m1: int, n1: int, warps: int, stages: int) -> dict[str, Any]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "as shipped": {},
+    "code for this length": {},
     "safe rows": SAFE,
     "backward 64 x 64, 4 warps": backward(64, 64, 4, 3),
     "backward 64 x 128, 4 warps": backward(64, 128, 4, 2),
@@ -86,9 +87,16 @@ def questions(length: int) -> tuple[Tensor, Tensor]:
     return reach[None], position[None]
 
 
-def through_flex(mask: BlockMask, options: dict[str, Any]) -> Attend:
-    """Return FlexAttention, compiled, with these kernel options."""
-    compiled: Any = torch.compile(flex_attention, dynamic=False)
+# Compiled for all lengths, and with the kernel told that they are whole blocks.
+LENGTHS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "code for all lengths": (True, {}),
+    "code for all lengths, told of whole blocks (as shipped)": (True, {"IS_DIVISIBLE": True}),
+}
+
+
+def through_flex(mask: BlockMask, options: dict[str, Any], dynamic: bool = False) -> Attend:
+    """Return FlexAttention, compiled for this length or for all, with these kernel options."""
+    compiled: Any = torch.compile(flex_attention, dynamic=dynamic)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options)
 
 
@@ -119,6 +127,15 @@ def times_ms(act: Callable[[], Any], device: str, rounds: int) -> float:
             act()
             found.append(1000 * (time.perf_counter() - began_s))
     return statistics.median(found)
+
+
+def by_token(attend: Attend) -> Attend:
+    """Return a variant that gets its heads token by token, as a model's projections make them."""
+
+    def laid_out(t: Tensor) -> Tensor:
+        return t.transpose(1, 2).contiguous().transpose(1, 2)
+
+    return lambda q, k, v: attend(laid_out(q), laid_out(k), laid_out(v))
 
 
 def measure(attend: Attend, length: int, device: str, rounds: int) -> tuple[dict[str, float], list[Tensor]]:
@@ -169,6 +186,10 @@ def main() -> None:
     for name, options in OPTIONS.items():
         variants += [(case, name, through_flex(mask, options)) for case, mask in masks.items()]
         if not options:
+            for kind, (dynamic, told) in LENGTHS.items():
+                variants += [(case, kind, through_flex(mask, told, dynamic)) for case, mask in masks.items()]
+            laid_out = "heads token by token (with three copies)"
+            variants += [(case, laid_out, by_token(through_flex(mask, {}))) for case, mask in masks.items()]
             variants += [("full rows", k, partial(through_sdpa, document, backends)) for k, backends in KERNELS.items()]
     references: dict[str, list[Tensor]] = {}
     for case, name, attend in variants:
