@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import BlockMask
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
@@ -29,10 +27,12 @@ def _dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let Dynamo's guards decide and run its graphs op by op. A CPU's FlexAttention has no backward but there."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    flex.kernel.cache_clear()
     torch.compiler.reset()
     counters.clear()
     yield
     torch.compiler.reset()
+    flex.kernel.cache_clear()
 
 
 def graphs() -> int:
@@ -76,7 +76,7 @@ def test_a_block_is_one_graph_for_every_length_and_for_evaluation(attention: str
         uncompile_block(block)
     batch = batch_of(384)
     torch.testing.assert_close(gradients(compiled, batch), gradients(plain, batch), rtol=1e-5, atol=1e-4)
-    assert graphs() == 1 + (attention == flex.NAME), "transformers compiles FlexAttention by itself"
+    assert graphs() == 1 + (attention == flex.NAME), "FlexAttention is compiled by itself then"
 
 
 def test_evaluation_keeps_nothing_for_backward_and_answers_are_made_as_always() -> None:
@@ -100,20 +100,3 @@ def test_evaluation_keeps_nothing_for_backward_and_answers_are_made_as_always() 
         scorer.eval()
         scorer.model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=2, do_sample=False)
         assert set(seen) == {(False, False)}, "with a cache, whose keys would keep all that made them"
-
-
-def test_the_kernel_is_told_that_a_length_is_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[bool] = []
-
-    def kernel(query: Any, key: Any, value: Any, kernel_options: Any, block_mask: Any, **rest: Any) -> Any:
-        assert isinstance(block_mask, BlockMask)
-        told.append(kernel_options["IS_DIVISIBLE"])
-        return query
-
-    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", kernel)
-    scorer = scorer_of(flex.NAME)
-    with torch.no_grad():
-        for length in (256, 300, 384):
-            scorer.hidden(batch_of(length))
-    layers = len(decoder_blocks(scorer.model))
-    assert np.array_equal(told, np.repeat([True, False, True], layers))

@@ -202,10 +202,7 @@ def model_of(kind: str, attention: str) -> Any:
 def flex_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention run by its definition, op by op, with the block mask as its rule: nothing is compiled on CPU."""
 
-    def eager(query: Any, key: Any, value: Any, training: bool = False, **rest: Any) -> Any:
-        return flex_attention(query, key, value, **rest)
-
-    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", eager)
+    monkeypatch.setattr("sftlab.models.flex.kernel", lambda: flex_attention)
 
 
 def documents(seed: int) -> list[Example]:

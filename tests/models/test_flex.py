@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
 from sftlab.models.attention import boolean_mask
-from sftlab.models.flex import BLOCK, block_mask
+from sftlab.models.flex import BLOCK, NAME, attend, block_mask
+from sftlab.models.scorer import Scorer
 from tests.support import random_examples
 
 WINDOWS = (None, 1, 40, 200)
@@ -99,3 +101,54 @@ def test_the_mask_compiles_nothing_and_holds_no_pair_of_tokens() -> None:
         block_mask(batch.reach, batch.position, 64)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
     assert rows * 4096 <= seen.elements < 2 * rows * 4096
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("llama", {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}),
+        ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4}),
+        ("gemma2", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attn_logit_softcapping": 0.5}),
+        ("gpt_oss", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # inside Dynamo
+def test_heads_of_any_number_caps_and_sinks_are_those_of_the_models_own_attention(
+    kind: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sftlab.models.flex.kernel", lambda: flex_attention)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # gradients on a CPU
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 320, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **shape), dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:
+            torch.nn.init.normal_(parameter)
+    rows = lay_out(random_examples(12, 3, longest=60, groups=3), "tree", 256)
+    batch = collate(rows[:1], 1, 256)
+    scorer, found = Scorer(model).train(), {}
+    for attention in ("eager", NAME):
+        model.config._attn_implementation = attention
+        scorer.zero_grad()
+        states = scorer.hidden(batch)[batch.at]
+        (states * torch.linspace(-1, 1, states.numel()).view(states.shape)).sum().backward()
+        found[attention] = [states.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+    for ours, theirs in zip(found[NAME], found["eager"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+def test_the_kernel_is_told_that_a_length_is_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def kernel(query: Any, *_: Any, kernel_options: Any, **others: Any) -> Any:
+        told.append(kernel_options["IS_DIVISIBLE"])
+        return query
+
+    monkeypatch.setattr("sftlab.models.flex.kernel", lambda: kernel)
+    for length in (256, 300, 384):
+        q = torch.zeros(1, 2, length, 16)
+        mask = block_mask(torch.full((1, length), length, dtype=torch.int32), torch.arange(length)[None])
+        out, _ = attend(torch.nn.Identity(), q, q, q, mask)
+        assert out.shape == (1, length, 2, 16)
+    assert told == [True, False, True]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations import flex_attention as transformers_flex
 
 from sftlab.models.probe import probe
 from sftlab.models.scorer import Scorer
@@ -144,10 +143,7 @@ CAPPED = {**ORDINARY["gemma3_text"], "final_logit_softcapping": 0.05}  # low eno
 @pytest.mark.parametrize(("kind", "attention"), [("gemma3_text", "sdpa"), ("gemma2", "flex_by_reach")])
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore::DeprecationWarning")
 def test_a_model_that_caps_its_logits_passes(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def eager(query: Any, key: Any, value: Any, training: bool = False, **rest: Any) -> Any:
-        return flex_attention(query, key, value, **rest)
-
-    monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", eager)  # nothing is compiled on a CPU
+    monkeypatch.setattr("sftlab.models.flex.kernel", lambda: flex_attention)  # nothing is compiled on a CPU
     scorer = scorer_of(kind, CAPPED, attention)
     assert scorer.loss.cap == 0.05
     for layout in (*LAYOUTS, "padded"):
