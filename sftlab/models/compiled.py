@@ -1,28 +1,52 @@
-"""Compiled blocks: one graph for every length, and for evaluation too.
+"""Compiled code: one graph for every length, and for evaluation too.
 
 Left to itself, torch compiles a block for the first length, then once more for all other lengths, and again where
 gradients are off. On an H100 each of these took 17 to 19 s. The first one was never used again: torch tries the newest
-graph first, and the one for all lengths takes every length. So a block is compiled for all lengths from the start, and
-evaluation runs the graph of training and drops what it keeps for backward.
+graph first, and the one for all lengths takes every length. So the first length is a rehearsal: its code is traced,
+which tells torch later which sizes vary, and not compiled. And evaluation runs the graph of training and drops what
+that keeps for backward. (`dynamic=True` is no rehearsal: it takes the width of a head for variable too.)
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+rehearsing: ContextVar[bool] = ContextVar("rehearsing", default=False)
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Only trace, inside, what `compiled` would compile. Use few tokens, of another length than later."""
+    token = rehearsing.set(True)
+    try:
+        yield
+    finally:
+        rehearsing.reset(token)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function compiled on its first call, or on the first one outside of a rehearsal."""
+    # torch remembers the sizes that a function was traced for, whatever compiles what it traced.
+    traced, made = torch.compile(function, backend="eager"), torch.compile(function)
+    return lambda *given, **named: (traced if rehearsing.get() else made)(*given, **named)
+
 
 def compile_block(block: nn.Module) -> None:
     """Compile a block's forward in place. Hooks that are added to it later stay outside of what is compiled."""
-    run = torch.compile(block.forward, dynamic=True)
+    run = compiled(block.forward)
 
     def forward(*given: Any, **named: Any) -> Any:
-        if not given or not (block.training or torch.is_grad_enabled()):
+        evaluates = not torch.is_grad_enabled() and block.training
+        if not given or rehearsing.get() or not (evaluates or torch.is_grad_enabled()):
             return run(*given, **named)  # answers, among others: their cache would keep all that made it
         states, *others = given
         # A view in both cases, as FSDP's hooks make one in training: torch compiles once more for what is none.
-        if torch.is_grad_enabled():
+        if not evaluates:
             return run(states.view_as(states), *others, **named)
         with torch.enable_grad():
             made = run(states.detach().requires_grad_().view_as(states), *others, **named)

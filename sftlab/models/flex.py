@@ -24,6 +24,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
+from sftlab.models.compiled import compiled
+
 NAME = "flex_by_reach"
 BLOCK = 128  # tokens; the kernel's default, and the least that it takes
 
@@ -76,8 +78,8 @@ def capped_at(cap: float) -> Callable[..., Tensor]:
 
 @cache
 def kernel() -> Any:
-    """Return FlexAttention compiled by itself, for every length; compiled blocks contain it uncompiled."""
-    return torch.compile(flex_attention, dynamic=True)
+    """Return FlexAttention compiled by itself; compiled blocks contain it uncompiled."""
+    return compiled(flex_attention)
 
 
 def attend(
@@ -101,6 +103,7 @@ def attend(
         given = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, **others}
         return flex_attention_forward(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
 
+    divisible = True if query.shape[2] % BLOCK == 0 else False  # noqa: SIM210  a guard; torch would keep `==` unanswered
     found = (flex_attention if torch.compiler.is_compiling() else kernel())(
         query,
         key,
@@ -109,7 +112,7 @@ def attend(
         block_mask=attention_mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options={"IS_DIVISIBLE": query.shape[2] % BLOCK == 0},
+        kernel_options={"IS_DIVISIBLE": divisible},
         return_aux=None if s_aux is None else AuxRequest(lse=True),
     )
     if s_aux is not None:

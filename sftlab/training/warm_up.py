@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sftlab.data.batch import Batch
+from sftlab.data.batch import Batch, collate
 from sftlab.data.loader import BLOCK, Loader
 from sftlab.models.architecture import uses_flex
+from sftlab.models.compiled import rehearsal
 from sftlab.models.scorer import Scorer, after_error, reshard
 from sftlab.parallel.fsdp2 import run_eagerly
 from sftlab.parallel.world import World, local_part
@@ -46,6 +47,8 @@ class WarmUp:
         if self.world.device.type != "cuda" and not self.compiled:
             return
         with reserved(self.optimizer):
+            if self.compiles:
+                self.rehearse()
             while not self.fits():
                 self.loader.row_layout.rows_per_microbatch = self.rows() // 2
         self.console.working("")
@@ -53,6 +56,13 @@ class WarmUp:
         if self.halves:
             rows, length = self.loader.largest().tokens.shape
             self.console.say(f"microbatches of {rows} x {length:,} tokens fit in the device's memory")
+
+    def rehearse(self) -> None:
+        """Trace a short microbatch, after which torch compiles once for every length, not once for the first alone."""
+        rows, length = self.loader.largest().tokens.shape
+        short = 2 * BLOCK if length != 2 * BLOCK else 3 * BLOCK
+        with rehearsal():
+            self.failed(collate([], rows, short, self.loader.row_layout.pad_token), training=False)
 
     def fits(self) -> bool:
         """Run each shape; return whether memory was enough, the same on every rank.
@@ -89,16 +99,8 @@ class WarmUp:
         return min(used, row_layout.rows_per_microbatch)  # lengths are rounded up
 
     def shapes(self) -> Iterator[tuple[Batch, bool]]:
-        """Yield (microbatch, with gradients): one to compile for, if that is another; the largest; for evaluation.
-
-        torch takes sizes that are equal for one and the same size. With 16,384 tokens in 128 blocks and heads of 128,
-        the number of blocks would be a constant, and the first step of another length would compile the blocks again.
-        Where the blocks are not compiled, FlexAttention is, for one length and then for all: 14 s on an H100.
-        """
-        config, largest = self.scorer.model.config, self.loader.largest()
-        length, width = largest.tokens.shape[1], getattr(config.get_text_config(), "hidden_size", None)
-        if uses_flex(config) or (self.compiled and length == width):
-            yield of_length(largest, odd_length(length, width)), True
+        """Yield (microbatch, with gradients): the largest, and where the run evaluates the same without gradients."""
+        largest = self.loader.largest()
         yield largest, True
         if self.evaluates:
             yield largest, False
@@ -136,32 +138,6 @@ class WarmUp:
             if training:
                 nll.backward()  # type: ignore[no-untyped-call]
         self.scorer.zero_grad(set_to_none=True)
-
-
-def odd_length(length: int, width: int | None) -> int:
-    """Return another length near this one: an odd number of blocks, and not the model's width."""
-    num = -(-length // BLOCK)
-    found = num - 1 - num % 2
-    while found < 3 or found == num or found * BLOCK == width:
-        found += 2
-    return found * BLOCK
-
-
-def of_length(batch: Batch, length: int) -> Batch:
-    """Return a batch of other rows with as many predictions, by whose number torch chooses kernels.
-
-    Its rows are texts as long as the longest of `batch`, end to end: a model may know no later positions.
-    """
-    rows, longest = len(batch.tokens), int(batch.position.max()) + 1
-    index = torch.arange(length)
-    return replace(
-        batch,
-        tokens=torch.zeros(rows, length, dtype=batch.tokens.dtype),
-        position=(index % longest).repeat(rows, 1),
-        reach=((index // longest + 1) * longest).clamp(max=length).to(batch.reach.dtype).repeat(rows, 1),
-        at=torch.arange(len(batch.at)) % (rows * length),
-        noise=None,
-    )
 
 
 def num_graphs() -> int:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 
 from sftlab.checkpoints.pretrained import broadcast_weights
 from sftlab.common.metrics import Metrics
+from sftlab.data.batch import collate
 from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.loader import Loader, RowLayout, Step
 from sftlab.data.plan import Plan
+from sftlab.models.compiled import rehearsal
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
@@ -265,6 +267,9 @@ def test_gauntlet_27_nothing_is_compiled_after_warm_up(layout: str, one: Any, mo
     examples = random_examples(40, seed=5, longest=240)
     plan = Plan(np.arange(len(examples)), 3, seed=0, shuffle=True, group_by_prefix=False)
     made = Loader(examples, plan, RowLayout(layout, 512, 2, 0, 1, pad_token=2, fixed_shapes=True))
+    warm_up = collate([], 2, 256)
+    with torch.no_grad(), rehearsal():
+        scorer(warm_up)
     shapes = []
     for step in range(1, 2 * plan.steps_per_epoch):
         data = made.step(step)

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
 from sftlab.models import flex
-from sftlab.models.compiled import compile_block, uncompile_block
+from sftlab.models.compiled import compile_block, rehearsal, uncompile_block
 from sftlab.models.decoder import decoder_blocks
 from sftlab.models.scorer import Scorer
 from tests.support import random_examples, tiny_llama
@@ -22,21 +21,22 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let Dynamo's guards decide and run its graphs op by op. A CPU's FlexAttention has no backward but there."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Return the graphs that Dynamo's guards ask for, which are run op by op. FlexAttention has no backward else."""
+    made: list[Any] = []
+
+    def op_by_op(graph: Any, given: list[Any]) -> Any:
+        made.append([node.meta.get("example_value") for node in graph.graph.find_nodes(op="placeholder")])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=op_by_op))
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
-    flex.kernel.cache_clear()
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-    flex.kernel.cache_clear()
-
-
-def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
+    for reset in (torch.compiler.reset, flex.kernel.cache_clear):
+        reset()
+    yield made
+    for reset in (torch.compiler.reset, flex.kernel.cache_clear):
+        reset()
 
 
 def batch_of(length: int, seed: int = 0) -> Batch:
@@ -58,28 +58,44 @@ def gradients(scorer: Scorer, batch: Batch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", flex.NAME])
-def test_a_block_is_one_graph_for_every_length_and_for_evaluation(attention: str) -> None:
-    plain, compiled = scorer_of(attention if attention != flex.NAME else "sdpa"), scorer_of(attention)
-    compiled.load_state_dict(plain.state_dict())
-    for _, _, block in decoder_blocks(compiled.model):
+def test_a_block_is_one_graph_for_every_length_and_for_evaluation(attention: str, graphs: list[Any]) -> None:
+    plain, scorer = scorer_of(attention if attention != flex.NAME else "sdpa"), scorer_of(attention)
+    scorer.load_state_dict(plain.state_dict())
+    for _, _, block in decoder_blocks(scorer.model):
         compile_block(block)
+    with torch.no_grad(), rehearsal():
+        scorer(batch_of(384))
+    assert not graphs, "a rehearsal compiles nothing"
     for length in (640, 256, 1024, 2176):
         batch = batch_of(length, length)
-        for ours, theirs in zip(gradients(compiled, batch), gradients(plain, batch), strict=True):
+        for ours, theirs in zip(gradients(scorer, batch), gradients(plain, batch), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
         with torch.no_grad():
-            ours, theirs = compiled(batch), plain(batch)
+            ours, theirs = scorer(batch), plain(batch)
         assert not ours.nll.requires_grad
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    assert graphs() == 1
-    for _, _, block in decoder_blocks(compiled.model):
+    (given,) = graphs
+    states = next(v for v in given if isinstance(v, torch.Tensor) and v.dim() == 3)
+    assert isinstance(states.shape[1], torch.SymInt) and type(states.shape[0]) is type(states.shape[2]) is int
+    assert not [v for v in given if isinstance(v, torch.Tensor) and not v.dim()], "numbers of the model are constants"
+    for _, _, block in decoder_blocks(scorer.model):
         uncompile_block(block)
     batch = batch_of(384)
-    torch.testing.assert_close(gradients(compiled, batch), gradients(plain, batch), rtol=1e-5, atol=1e-4)
-    assert graphs() == 1 + (attention == flex.NAME), "FlexAttention is compiled by itself then"
+    torch.testing.assert_close(gradients(scorer, batch), gradients(plain, batch), rtol=1e-5, atol=1e-4)
+    assert len(graphs) == 1 + (attention == flex.NAME), "FlexAttention is compiled by itself then"
 
 
-def test_evaluation_keeps_nothing_for_backward_and_answers_are_made_as_always() -> None:
+def test_flex_attention_by_itself_is_compiled_once_for_every_length(graphs: list[Any]) -> None:
+    scorer = scorer_of(flex.NAME)
+    with torch.no_grad(), rehearsal():
+        scorer(batch_of(384))
+    assert not graphs
+    for length in (640, 256, 1024):
+        gradients(scorer, batch_of(length, length))
+    assert len(graphs) == 1
+
+
+def test_evaluation_keeps_nothing_for_backward_and_answers_are_made_as_always(graphs: list[Any]) -> None:
     scorer = scorer_of("sdpa")
     blocks = [block for _, _, block in decoder_blocks(scorer.model)]
     seen: list[tuple[bool, bool]] = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
-from sftlab.models.compiled import compile_block
+from sftlab.models.compiled import compile_block, rehearsing
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.parallel.world import World
 from sftlab.training.faults import OutOfMemory
 from sftlab.training.optim import adamw
-from sftlab.training.warm_up import WarmUp, of_length, reserved
+from sftlab.training.warm_up import WarmUp, reserved
 from tests.support import random_examples, tiny_llama
 
 
@@ -66,7 +65,7 @@ def test_on_a_cpu_that_compiles_nothing_nothing_is_warmed_up(one: World) -> None
     assert made.shapes == [] and made.said == []
 
 
-@pytest.mark.parametrize(("evaluates", "num"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize(("evaluates", "num"), [(True, 3), (False, 2)])
 def test_every_shape_is_run_once_and_changes_nothing(evaluates: bool, num: int, one: World) -> None:
     made = Made(one, compiled=True, evaluates=evaluates, halves=False)
     weights: list[float] = []
@@ -74,44 +73,30 @@ def test_every_shape_is_run_once_and_changes_nothing(evaluates: bool, num: int, 
     before = [p.full_tensor().clone() for p in made.scorer.parameters()]  # type: ignore[attr-defined]
     made.warm_up()
     full = max(b.tokens.numel() for s in (1, 2) for b in made.warm_up.loader.step(s).microbatches)
-    assert made.shapes == [(full, True), (full, False)][:num] and full == 512
+    assert made.shapes == [(256, False), (full, True), (full, False)][:num] and full == 512
     assert made.said == [], "no block was compiled"
     assert weights == [0.0] * num
-    assert made.shown == ["compiling ..."] * num + [""]
+    assert made.shown == ["compiling ..."] * (num - 1) + [""]
     assert all(p.grad is None for p in made.scorer.parameters()) and not made.optimizer.state
     for p, old in zip(made.scorer.parameters(), before, strict=True):
         assert torch.equal(p.full_tensor(), old)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("attention", "compiled", "width", "lengths"),
-    [
-        ("flex_by_reach", False, 32, [384, 512, 512]),  # compiled for one length, then for all
-        ("flex_by_reach", True, 32, [384, 512, 512]),
-        ("flex_by_reach", True, 384, [640, 512, 512]),
-        ("sdpa", True, 32, [512, 512]),
-        ("sdpa", True, 512, [384, 512, 512]),
-        ("sdpa", False, 512, [512, 512]),
-    ],
-)
-def test_a_size_that_the_model_has_too_is_not_what_is_compiled_for(
-    attention: str, compiled: bool, width: int, lengths: list[int], one: World
-) -> None:
-    made = Made(one, compiled=compiled)
+@pytest.mark.parametrize(("rows", "short"), [(4, 256), (2, 384)])
+def test_what_is_compiled_is_traced_for_another_length_first(rows: int, short: int, one: World) -> None:
+    made = Made(one, compiled=True, loader=loader(rows=rows))
+    seen: list[tuple[int, bool]] = []
+    made.blocks[0].register_forward_pre_hook(lambda module, given: seen.append((given[0].shape[1], rehearsing.get())))
+    made.warm_up()
+    assert seen[0] == (short, True) and {traced for _, traced in seen[1:]} == {False}
+    assert seen[1][0] == 128 * rows != short
+
+
+@pytest.mark.parametrize(("attention", "compiles"), [("flex_by_reach", True), ("sdpa", False)])
+def test_flex_attention_is_compiled_without_compiled_blocks_too(attention: str, compiles: bool, one: World) -> None:
+    made = Made(one)
     made.scorer.model.config._attn_implementation = attention
-    made.scorer.model.config.hidden_size = width
-    assert [batch.tokens.numel() for batch, _ in made.warm_up.shapes()] == lengths
-
-
-def test_another_length_has_as_many_predictions_and_no_later_positions(one: World) -> None:
-    largest = Made(one).warm_up.loader.largest()
-    made = of_length(largest, 384)
-    assert made.tokens.shape == made.position.shape == made.reach.shape == (len(largest.tokens), 384)
-    assert len(made.at) == len(made.target) == len(made.weight) == len(largest.at) and made.at.max() < 384
-    assert made.position.max() == largest.position.max()
-    ends = torch.where(torch.diff(made.position[0]) != 1)[0] + 1
-    assert sorted(set(made.reach[0].tolist())) == [*ends.tolist(), 384], "texts end to end"
-    assert made.reach.dtype == largest.reach.dtype and made.position.dtype == largest.position.dtype
+    assert made.warm_up.compiles == compiles
 
 
 def fail(*_: Any) -> None:
@@ -186,7 +171,8 @@ def test_where_compiling_fails_the_run_goes_on_with_eager_blocks_and_says_so(
     def broken(graph: Any, given: Any) -> Any:
         raise RuntimeError("no C compiler found\nand 40 lines more")
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, backend=broken: real(f, backend=backend))
     for block in made.blocks:
         compile_block(block)
     made.warm_up()
