@@ -16,6 +16,7 @@ from sftlab.data.batch import Batch
 from sftlab.data.forest import LAYOUTS
 from sftlab.parallel.world import local_part, world
 from sftlab.training.trainer import Trainer
+from sftlab.training.warm_up import reserved
 
 SAME = 1e-5  # relative, in float32
 GIVE_UP_ROWS = 4096
@@ -218,32 +219,44 @@ def said_answers(v: Mapping[str, Any]) -> str:
 
 
 def largest_rows(bench: Bench) -> dict[str, int]:
-    """Return the most rows of a microbatch that one step takes, doubled until memory runs out (tiny: up to 4)."""
+    """Return the most rows of a microbatch that one step takes, doubled until memory runs out (tiny: up to 4).
+
+    The memory of the optimiser's state is taken, as in a run, and rows lie end to end where the attention wants that.
+    """
     most = 4 if bench.tiny else GIVE_UP_ROWS
     length = 256 if bench.tiny else 4096
     fits = 0
     with world() as here:
         typed = [*bench.model, *bench.squad, batch_size(bench, 64), "data.layout=packed", f"data.row_length={length}"]
-        typed += ["trainer.compile=false"]
+        typed += ["trainer.compile=false", "trainer.rows_per_microbatch=1"]
         with built(here, bench.fresh("rows"), *typed) as made:
+            warm_up, scorer = made.trainer.warm_up, made.trainer.scorer
             row = made.trainer.loader.step(1).microbatches[0]
-            while 2 * max(fits, 1) <= most:
-                rows = 2 * fits or 1
-                try:
-                    made.trainer.scorer(repeated(row, rows).to(here.device)).nll.backward()
-                    synchronise()
-                except torch.OutOfMemoryError:
-                    break
-                finally:
-                    made.trainer.optimizer.zero_grad(set_to_none=True)
-                fits = rows
+            if warm_up.compiles:
+                warm_up.rehearse()
+            with reserved(made.trainer.optimizer):
+                while 2 * max(fits, 1) <= most:
+                    rows = 2 * fits or 1
+                    try:
+                        scorer(
+                            repeated(row, rows, made.trainer.loader.row_layout.joined).to(here.device)
+                        ).nll.backward()
+                        synchronise()
+                    except torch.OutOfMemoryError:
+                        break
+                    finally:
+                        made.trainer.optimizer.zero_grad(set_to_none=True)
+                    fits = rows
     return {"rows": fits, "row_length": int(row.tokens.shape[1])}
 
 
-def repeated(batch: Batch, times: int) -> Batch:
-    """Return a batch of one row repeated."""
+def repeated(batch: Batch, times: int, joined: bool) -> Batch:
+    """Return a batch of one row repeated, `joined` end to end."""
     length = batch.tokens.numel()
-    shift = torch.arange(times).repeat_interleave(len(batch.at)) * length
+    begins = torch.arange(times)[:, None] * length
     rows = {name: getattr(batch, name).repeat(times, 1) for name in ("tokens", "position", "reach")}
+    if joined:
+        rows["reach"] = rows["reach"] + begins.to(batch.reach.dtype)
+        rows = {name: value.view(1, -1) for name, value in rows.items()}
     lists = {name: getattr(batch, name).repeat(times) for name in ("target", "weight")}
-    return replace(batch, **rows, **lists, at=batch.at.repeat(times) + shift, num_examples=batch.num_examples * times)
+    return replace(batch, **rows, **lists, at=(batch.at + begins).flatten(), num_examples=batch.num_examples * times)

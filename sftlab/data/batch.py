@@ -6,6 +6,7 @@ ask for it.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,12 +87,18 @@ def collate(rows: Sequence[Row], num_rows: int, length: int, pad_token: int = 0)
     )
 
 
+@cache
+def copy_stream(device: torch.device) -> Any:
+    """Return the stream on which batches are copied, one for a run: each new one would keep memory of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def on_device(batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
     """Yield the batches on `device`. On CUDA the next one is copied on a stream of its own while one is computed."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    copying: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copying = copy_stream(device)
     computing = torch.cuda.current_stream(device)
 
     def copy(batch: Batch) -> tuple[Batch, Any]:

@@ -132,8 +132,12 @@ class Loader:
         noise = self.noise(step, arranged)
         return replace(arranged, microbatches=[replace(batch, noise=noise) for batch in arranged.microbatches])
 
-    def largest(self, most: int = 4) -> Batch:
-        """Return the largest microbatch among the steps of an epoch with the most tokens or the longest examples.
+    def largest(self) -> Batch:
+        """Return the largest microbatch among the heaviest steps."""
+        return max((b for s in self.heaviest() for b in s.microbatches), key=lambda b: (b.tokens.numel(), len(b.at)))
+
+    def heaviest(self, most: int = 4) -> list[Step]:
+        """Return the steps of an epoch with the most tokens, and those with the longest examples.
 
         Lays out `most` steps of each kind. Laying out every step would be exact, but take 7 s for SQuAD at each start.
         """
@@ -141,8 +145,7 @@ class Loader:
         steps = range(1, self.plan.steps_per_epoch + 1)
         ours = [lengths[self.plan.examples(step)] for step in steps]
         looks = [sorted(steps, key=lambda s: -measure(ours[s - 1]))[:most] for measure in (np.sum, np.max)]
-        batches = [b for s in sorted({s for look in looks for s in look}) for b in self.step(s).microbatches]
-        return max(batches, key=lambda b: (b.tokens.numel(), len(b.at)))
+        return [self.step(s) for s in sorted({s for look in looks for s in look})]
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps first to last, each laid out while the ones before it train."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+MOST_KINDS = 64  # of blocks in a model, twice
 rehearsing: ContextVar[bool] = ContextVar("rehearsing", default=False)
 
 
@@ -31,6 +32,11 @@ def rehearsal() -> Iterator[None]:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function compiled on its first call, or on the first one outside of a rehearsal."""
+    from torch._dynamo import config
+
+    # Each kind of block is an entry of one list, and so is its rehearsal. Gemma 4 has six kinds, and from torch's limit
+    # of 8 on the others would not be compiled.
+    config.recompile_limit = max(config.recompile_limit, MOST_KINDS)
     # torch remembers the sizes that a function was traced for, whatever compiles what it traced.
     traced, made = torch.compile(function, backend="eager"), torch.compile(function)
     return lambda *given, **named: (traced if rehearsing.get() else made)(*given, **named)
@@ -39,18 +45,23 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def compile_block(block: nn.Module) -> None:
     """Compile a block's forward in place. Hooks that are added to it later stay outside of what is compiled."""
     run = compiled(block.forward)
+    learning: set[int | str] = {0}  # the arguments that have gradients in training: hidden states, for one
 
     def forward(*given: Any, **named: Any) -> Any:
-        evaluates = not torch.is_grad_enabled() and block.training
-        if not given or rehearsing.get() or not (evaluates or torch.is_grad_enabled()):
-            return run(*given, **named)  # answers, among others: their cache would keep all that made it
-        states, *others = given
-        # A view in both cases, as FSDP's hooks make one in training: torch compiles once more for what is none.
-        if not evaluates:
-            return run(states.view_as(states), *others, **named)
+        values: dict[int | str, Any] = dict(enumerate(given)) | named
+        evaluates = block.training and not torch.is_grad_enabled() and not rehearsing.get()
+        if torch.is_grad_enabled():
+            learning.clear()
+            learning.update(k for k, v in values.items() if isinstance(v, Tensor) and v.requires_grad)
+        elif not evaluates:  # answers, among others: their cache would keep all that made it
+            return run(*given, **named)
+        for key in learning & values.keys():
+            value = values[key].detach().requires_grad_() if evaluates else values[key]
+            # A view in both cases, as FSDP's hooks make one in training: torch compiles once more for what is none.
+            values[key] = value.view_as(value)
         with torch.enable_grad():
-            made = run(states.detach().requires_grad_().view_as(states), *others, **named)
-        return tree_map_only(Tensor, Tensor.detach, made)
+            made = run(*(values[i] for i in range(len(given))), **{k: values[k] for k in named})
+        return tree_map_only(Tensor, Tensor.detach, made) if evaluates else made
 
     block.forward = forward
 

@@ -141,12 +141,21 @@ class Scorer(nn.Module):
 def after_error(scorer: Scorer) -> None:
     """Bring FSDP back to where a forward may begin, after one that an error ended halfway.
 
-    FSDP's own reset runs at the end of backward. Without it the modules believe that they are still inside.
+    FSDP's own reset runs at the end of backward. Without it the modules believe that they are still inside. Whole
+    gradients that the failed backward left are dropped first: torch 2.11 would reduce them, which takes more memory,
+    and torch 2.13 would add them to the next ones.
     """
+    if not isinstance(scorer, FSDPModule):
+        return
+    state: Any = scorer._get_fsdp_state()
+    for group in filter(None, (each._fsdp_param_group for each in state._state_ctx.all_states)):
+        for parameter in group.fsdp_params:
+            parameter.unsharded_accumulated_grad = None
+            if hasattr(parameter, "_unsharded_param"):
+                parameter._unsharded_param.grad = None
     if hasattr(scorer, "reset_iter_state"):  # torch 2.12 and later
-        return scorer.reset_iter_state()  # type: ignore[operator, no-any-return]
-    if isinstance(scorer, FSDPModule):
-        state: Any = scorer._get_fsdp_state()
+        scorer.reset_iter_state()
+    else:
         state._root_post_backward_final_callback()
         state._state_ctx.iter_forward_root = None
         reshard(scorer)

@@ -14,6 +14,8 @@ LOST = (
     "Socket closed",
     "remote process exited",
 )
+# What a CPU's allocator says, CUDA's driver and Triton (a kernel is loaded when it is first called), and cuBLAS.
+NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 FOREIGN_BYTES = 1 << 30  # a CUDA context of one's own takes about 0.5 GiB
 
 
@@ -48,7 +50,7 @@ def memory_for(batch: Batch) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         rows, length = batch.tokens.shape
         raise OutOfMemory(

@@ -250,7 +250,9 @@ class Trainer:
 def update(optimizer: Optimizer, finite: Tensor) -> None:
     """Make the optimiser's step if `finite`, a boolean on the device. Fused optimisers decide that on the device."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):  # the attribute that torch's GradScaler asks for
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        # Where the weights are: torch's own copy to the host would not be waited for.
+        device = optimizer.param_groups[0]["params"][0].device
+        optimizer.found_inf = (~finite).float().to(device)  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:
         optimizer.step()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -54,12 +55,12 @@ class WarmUp:
         self.console.working("")
         reshard(self.scorer)
         if self.halves:
-            rows, length = self.loader.largest().tokens.shape
+            rows, length = self.largest().tokens.shape
             self.console.say(f"microbatches of {rows} x {length:,} tokens fit in the device's memory")
 
     def rehearse(self) -> None:
         """Trace a short microbatch, after which torch compiles once for every length, not once for the first alone."""
-        rows, length = self.loader.largest().tokens.shape
+        rows, length = self.largest().tokens.shape
         short = 2 * BLOCK if length != 2 * BLOCK else 3 * BLOCK
         with rehearsal():
             self.failed(collate([], rows, short, self.loader.row_layout.pad_token), training=False)
@@ -94,23 +95,30 @@ class WarmUp:
     def rows(self) -> int:
         """Return how many rows the largest microbatch holds; joined rows may fill less than they may."""
         row_layout = self.loader.row_layout
-        num, length = self.loader.largest().tokens.shape
+        num, length = self.largest().tokens.shape
         used = -(-num * length // row_layout.row_length) if row_layout.joined else num
         return min(used, row_layout.rows_per_microbatch)  # lengths are rounded up
 
     def shapes(self) -> Iterator[tuple[Batch, bool]]:
         """Yield (microbatch, with gradients): the largest, and where the run evaluates the same without gradients."""
-        largest = self.loader.largest()
+        largest = self.largest()
         yield largest, True
         if self.evaluates:
             yield largest, False
+
+    def largest(self) -> Batch:
+        """Return this rank's largest microbatch, as long as that of any rank: all decide the same. Collective."""
+        own = self.loader.largest()
+        return lengthened(own, int(self.world.max(own.tokens.shape[1])))
 
     def failed(self, batch: Batch, training: bool) -> OutOfMemory | None:
         """Score a microbatch once; return the error if memory ran out. Where compiled code fails, use eager code."""
         try:
             self.score(batch, training)
         except OutOfMemory as error:
-            failure = error.with_traceback(None)  # else its frames would keep every tensor alive
+            failure = error
+            for each in filter(None, (error, error.__cause__)):
+                each.__traceback__ = None  # else its frames would keep every tensor alive
         except Exception as error:
             if not self.compiled or not is_compile_error(error):
                 raise
@@ -127,17 +135,34 @@ class WarmUp:
             torch.cuda.empty_cache()
         if failure is None:
             run_eagerly(self.scorer)
+            if self.compiles:
+                self.rehearse()  # FlexAttention is compiled by itself now
             return self.failed(batch, training)
         return failure
 
     def score(self, batch: Batch, training: bool) -> None:
-        """Score a microbatch whose weights are 0, with its backward in training."""
+        """Score a microbatch whose weights are 0, with its backward in training.
+
+        Twice, if steps have several: then FSDP keeps whole gradients from one microbatch to the next.
+        """
         batch = replace(batch, weight=torch.zeros_like(batch.weight)).to(self.world.device)
+        several = training and any(len(step.microbatches) > 1 for step in self.loader.heaviest())
         with memory_for(batch), torch.set_grad_enabled(training):
-            nll: Tensor = self.scorer(batch).nll
-            if training:
-                nll.backward()  # type: ignore[no-untyped-call]
+            for last in (False, True) if several else (True,):
+                self.scorer.set_requires_gradient_sync(last)  # type: ignore[operator]
+                nll: Tensor = self.scorer(batch).nll
+                if training:
+                    nll.backward()  # type: ignore[no-untyped-call]
         self.scorer.zero_grad(set_to_none=True)
+
+
+def lengthened(batch: Batch, length: int) -> Batch:
+    """Return a batch with rows of `length` tokens, of which the last are padding."""
+    rows, own = batch.tokens.shape
+    tokens, position = (F.pad(t, (0, length - own)) for t in (batch.tokens, batch.position))
+    alone = torch.arange(own + 1, length + 1, dtype=batch.reach.dtype).repeat(rows, 1)
+    reach = torch.cat([batch.reach, alone], 1)
+    return replace(batch, tokens=tokens, position=position, reach=reach, at=batch.at // own * length + batch.at % own)
 
 
 def num_graphs() -> int:

@@ -116,3 +116,38 @@ def test_evaluation_keeps_nothing_for_backward_and_answers_are_made_as_always(gr
         scorer.eval()
         scorer.model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=2, do_sample=False)
         assert set(seen) == {(False, False)}, "with a cache, whose keys would keep all that made them"
+
+
+class Kind(torch.nn.Module):
+    """A block that torch compiles by itself, because `kind` is a constant in it; it is given two tensors to learn."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, states: torch.Tensor, more: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (states * self.weight + more).sin() * self.kind + mask
+
+
+def test_many_kinds_of_blocks_are_compiled_and_every_argument_is_as_in_training(graphs: list[Any]) -> None:
+    blocks = torch.nn.ModuleList(Kind(kind) for kind in range(2, 14))
+    for block in blocks:
+        compile_block(block)
+    first, second = (torch.nn.Parameter(torch.randn(4)) for _ in range(2))
+
+    def through(length: int) -> torch.Tensor:
+        shape = (1, length, 4)
+        states, more, mask = first.expand(shape) * 1, second.expand(shape) * 1, torch.zeros(shape)
+        for block in blocks:
+            states = block(states, more, mask=mask)
+        return states
+
+    with torch.no_grad(), rehearsal():
+        through(8)
+    for length in (16, 24):
+        through(length).sum().backward()
+        with torch.no_grad():
+            assert not through(length + 1).requires_grad
+    assert len(graphs) == len(blocks)
+    assert second.grad is not None and second.grad.abs().sum() > 0

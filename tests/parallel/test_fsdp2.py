@@ -141,6 +141,7 @@ def test_compile_compiles_every_block_and_the_loss_and_nothing_else(
     """What is recomputed lies inside what is compiled: the block that is compiled is the one in the model."""
     compiled: list[tuple[nn.Module, dict[str, Any]]] = []
     monkeypatch.setattr(nn.Module, "compile", partialmethod(lambda self, **given: compiled.append((self, given))))
+    monkeypatch.setattr("sftlab.models.compiled.compile_block", lambda block: compiled.append((block, {})))
     fsdp2(scorer(), one)
     assert compiled == []
     made = fsdp2(scorer(), one, compile=True, activation_checkpointing=how)

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
+from sftlab.data.batch import collate
+from sftlab.data.forest import lay_out
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
 from sftlab.models.compiled import compile_block, rehearsing
-from sftlab.models.scorer import Scorer
+from sftlab.models.scorer import Scorer, after_error
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.parallel.world import World
-from sftlab.training.faults import OutOfMemory
+from sftlab.training.faults import OutOfMemory, memory_for
 from sftlab.training.optim import adamw
-from sftlab.training.warm_up import WarmUp, reserved
+from sftlab.training.warm_up import WarmUp, lengthened, reserved
 from tests.support import random_examples, tiny_llama
 
 
@@ -65,21 +67,42 @@ def test_on_a_cpu_that_compiles_nothing_nothing_is_warmed_up(one: World) -> None
     assert made.shapes == [] and made.said == []
 
 
-@pytest.mark.parametrize(("evaluates", "num"), [(True, 3), (False, 2)])
-def test_every_shape_is_run_once_and_changes_nothing(evaluates: bool, num: int, one: World) -> None:
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_every_shape_is_run_and_changes_nothing(evaluates: bool, one: World) -> None:
+    """Steps have two microbatches here: whole gradients are kept from the first to the second."""
     made = Made(one, compiled=True, evaluates=evaluates, halves=False)
     weights: list[float] = []
     made.scorer.register_forward_pre_hook(lambda module, given: weights.append(float(given[0].weight.abs().sum())))
     before = [p.full_tensor().clone() for p in made.scorer.parameters()]  # type: ignore[attr-defined]
     made.warm_up()
     full = max(b.tokens.numel() for s in (1, 2) for b in made.warm_up.loader.step(s).microbatches)
-    assert made.shapes == [(256, False), (full, True), (full, False)][:num] and full == 512
+    expected = [(256, False), (full, True), (full, True), (full, False)]
+    assert made.shapes == (expected if evaluates else expected[:-1]) and full == 512
     assert made.said == [], "no block was compiled"
-    assert weights == [0.0] * num
-    assert made.shown == ["compiling ..."] * (num - 1) + [""]
+    assert weights == [0.0] * len(made.shapes)
+    assert made.shown == ["compiling ..."] * (1 + evaluates) + [""]
     assert all(p.grad is None for p in made.scorer.parameters()) and not made.optimizer.state
     for p, old in zip(made.scorer.parameters(), before, strict=True):
         assert torch.equal(p.full_tensor(), old)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(4, 4), (8, 0)])
+def test_gradients_are_kept_between_microbatches_as_in_a_step_that_has_several(
+    rows: int, kept: int, one: World
+) -> None:
+    made = Made(one, compiled=True, evaluates=False, loader=loader(rows=rows))
+    assert {len(s.microbatches) for s in made.warm_up.loader.heaviest()} == {2 if kept else 1}
+    (group,) = {each._fsdp_param_group for each in [made.blocks[0]._get_fsdp_state()]}
+    held: list[int] = []
+
+    def note(module: Any, given: Any) -> None:
+        found = [p._unsharded_param.grad for p in group.fsdp_params] if torch.is_grad_enabled() else []
+        held.append(sum(g.element_size() for g in found if g is not None) // max(1, len(found)))
+
+    made.blocks[0].register_forward_pre_hook(note)
+    made.warm_up()
+    assert held == ([0, 0, kept] if kept else [0, 0]), "bytes a parameter when a microbatch begins"
+    assert all(p.grad is None for p in made.scorer.parameters())
 
 
 @pytest.mark.parametrize(("rows", "short"), [(4, 256), (2, 384)])
@@ -218,6 +241,40 @@ def test_memory_for_the_optimisers_state_is_held_while_rows_are_tried(
 def test_all_ranks_take_fewer_rows_where_one_runs_out_of_memory(one: World) -> None:
     made = Made(one)
     asked: list[bool] = []
-    made.warm_up = replace(made.warm_up, world=SimpleNamespace(any=lambda flag: asked.append(flag) or True))  # type: ignore[arg-type]
+    made.warm_up = replace(made.warm_up, world=SimpleNamespace(any=lambda flag: asked.append(flag) or True, max=int))  # type: ignore[arg-type]
     made.warm_up.__dict__["failed"] = lambda batch, training: None
     assert not made.warm_up.fits() and asked == [False]
+
+
+def test_every_rank_tries_what_the_longest_of_all_has(one: World) -> None:
+    made = Made(one)
+    own = made.warm_up.loader.largest()
+    made.warm_up = replace(made.warm_up, world=SimpleNamespace(max=lambda length: length + 128))  # type: ignore[arg-type]
+    found = made.warm_up.largest()
+    assert found.tokens.shape == (1, own.tokens.shape[1] + 128)
+    with torch.no_grad():
+        ours, theirs = (made.scorer(batch).nll for batch in (found, own))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    rows = collate(lay_out(random_examples(6, longest=20), "packed", 80), 4, 80)
+    with torch.no_grad():
+        ours, theirs = (made.scorer(batch).nll for batch in (lengthened(rows, 112), rows))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory"])
+def test_memory_that_runs_out_while_a_kernel_is_loaded_is_memory_too(words: str) -> None:
+    with pytest.raises(OutOfMemory, match="microbatch of 1 rows"), memory_for(collate([], 1, 8)):
+        raise RuntimeError(words)
+
+
+def test_a_backward_that_failed_leaves_nothing_for_the_next(one: World) -> None:
+    made = Made(one)
+    expected = made.gradients()
+    failing = made.blocks[0].register_full_backward_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        made.gradients()
+    failing.remove()
+    after_error(made.scorer)
+    made.scorer.zero_grad()
+    for ours, theirs in zip(made.gradients(), expected, strict=True):
+        assert torch.equal(ours, theirs)
