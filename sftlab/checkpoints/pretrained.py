@@ -20,11 +20,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from sftlab.common.progress import counted
 from sftlab.models import nf4
 from sftlab.models.adapters import base_name, first_values, magnitudes
-from sftlab.models.load import Model
+from sftlab.models.load import Model, other_head
 from sftlab.models.scorer import Scorer
 from sftlab.models.vocabulary import NewRows, tensors_of_tokens
 from sftlab.parallel.world import World, local_part, own_slices
 
+TIED_ROWS = 8192  # that are compared at once
 WRAPPER = "_checkpoint_wrapped_module."  # activation checkpointing adds it to names
 
 
@@ -68,6 +69,8 @@ def agreed_files(scorer: Scorer, model: Model, config: Any, new: NewRows | None,
             found = model.weight_files(config)
             if not holds(found, scorer, new):
                 found = {}
+            elif other := untied(found, scorer.model.all_tied_weights_keys):
+                raise other_head(f"model.name_or_path={model.name_or_path}", *other)
         except Exception as error:
             found = error
     found = world.broadcast(found)
@@ -91,6 +94,19 @@ def holds(files: Mapping[str, str], scorer: Scorer, new: NewRows | None = None) 
     if not wanted.keys() <= files.keys() or not files.keys() <= wanted.keys() | tied:
         return False
     return all(found[name] == list(shape) for name, shape in wanted.items())
+
+
+def untied(files: Mapping[str, str], ties: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the names of two tensors that the model ties and that files hold with other values; None if all agree."""
+    for name, source in ties.items():
+        if not {name, source} <= files.keys():
+            continue
+        with safe_open(files[name], "pt") as one, safe_open(files[source], "pt") as other:
+            ours, theirs = one.get_slice(name), other.get_slice(source)
+            parts = [slice(i, i + TIED_ROWS) for i in range(0, ours.get_shape()[0], TIED_ROWS)]
+            if not all(torch.equal(ours[part], theirs[part]) for part in parts):
+                return name, source
+    return None
 
 
 def shapes(files: Mapping[str, str]) -> Iterator[tuple[str, list[int]]]:

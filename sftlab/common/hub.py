@@ -5,6 +5,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+LFS = b"version https://git-lfs"
+POINTER = "is a pointer of Git LFS and not the file itself. Fetch it: git lfs pull in that folder, or hf download"
+
+
+def is_pointer(file: Path) -> bool:
+    """Return whether a file is what git leaves in the place of a large one."""
+    if not file.is_file() or file.stat().st_size > 1024:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(LFS)) == LFS
+
 
 def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
     """Return the error to show for `error`, met while loading the `kind` (model, dataset) `name` named by config `key`.
@@ -29,6 +40,8 @@ def explain(error: Exception, name: str, kind: str, key: str) -> Exception:
             f"{'trust' if key == 'run' else 'model.trust_remote_code'}=true allows it"
         )
     if here.is_dir():
+        if pointer := next(filter(is_pointer, sorted(here.iterdir())), None):
+            return ValueError(f"{key}={name}: {pointer.name} {POINTER}")
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return ValueError(f"{key}={name}: this folder holds no {kind} that can be read: {why}")
     refused = next((s for s in statuses if s in (401, 403)), None)

@@ -64,11 +64,20 @@ def explain(error: BaseException, config_name: str, words: Sequence[str] | None 
     return "".join(traceback.format_exception(error)).rstrip()
 
 
+CONFIG_FILE = (
+    "a file FOLDER/experiment/NAME.yaml of your own is --config-dir FOLDER experiment=NAME; a file of axolotl or "
+    "AutoModel becomes one by python -m sftlab.convert FILE"
+)
+
+
 def unreadable(word: str) -> str:
     """Return the message for a word of the command line that is no override."""
     key, equals, _ = word.partition("=")
+    if not equals and word.endswith((".yaml", ".yml")):
+        return f"{word}: {CONFIG_FILE}"
     if not equals:
-        return f"{word}: expected KEY=VALUE, such as {key.lstrip('~+')}=..."
+        key, _, value = key.partition(":")
+        return f"{word}: expected KEY=VALUE, such as {key.lstrip('~+')}={value or '...'}"
     return (
         f"{word}: the value cannot be read. A list is [a,b], several settings {{a:1,b:2}}; any other text with "
         f"brackets, commas or quotes in it stands in quotes of its own: {key}='\"...\"'"
@@ -84,6 +93,9 @@ def text_of_hydra(message: str, text: str, config_name: str, words: Sequence[str
     option = re.search(r"Could not (?:find|override) '([\w./@]+)/([^/']+)'", message)
     if option:
         group, name = option.groups()
+        if "//" in f"{group}/{name}":  # a path
+            group, _, path = f"{group}/{name}".partition("/")
+            return f"{group}={path}: expected the name of an option ({', '.join(options(group))}); {CONFIG_FILE}"
         known = options(group)
         return f"{group}={name}: no such option; {nearest(name, known)}the options are {', '.join(known)}"
     return text

@@ -19,7 +19,7 @@ from sftlab.common.process import end_with_parent, tie_forks
 from sftlab.config import completion, winner
 from sftlab.config.command_keys import check_command
 from sftlab.config.composing import START_TIME, register, start_time
-from sftlab.config.errors import complain, explain
+from sftlab.config.errors import CONFIG_FILE, complain, explain
 from sftlab.config.groups import CONF, hide_bases
 from sftlab.config.latest import settle
 from sftlab.config.overrides import add_sources, quote
@@ -109,6 +109,8 @@ def refuse_dashes(arguments: Sequence[str]) -> None:
     """Raise ValueError for a setting that is typed as a flag, as other trainers have them."""
     for word in arguments:
         name, _, value = word.partition("=")
+        if name == "--config":
+            raise ValueError(f"{word}: {CONFIG_FILE}")
         if name.startswith("--") and len(name) > 2 and not any(flag.startswith(name) for flag in FLAGS):
             key = name[2:].replace("-", "_")
             raise ValueError(f"{word}: settings are typed KEY=VALUE, without dashes: {key}={value or '...'}")

@@ -68,11 +68,12 @@ class Keys:
 def advice(error: MissingColumn, format: Format, row: Row, key: str) -> str:
     """Return what to type where a column is missing: the setting that names it, with a column that nobody reads yet."""
     free = [name for name in row.fields if name not in row.asked and name != "id"]
-    guess = error.guess() or next(iter(free), "COLUMN")
+    guess = error.guess() or (free[0] if len(free) == 1 else "COLUMN")
     own = next((f.name for f in settings(format) if getattr(format, f.name) == error.column), None)
     renamed = next((name for name, column in (format.columns or {}).items() if column == error.column), error.column)
     setting = f"{own}={guess}" if own else f"columns={{{renamed}:{guess}}}"
-    return f"say which column it is: {key}.format.{setting}"
+    several = f" ({' or '.join(free)})" if guess == "COLUMN" and free else ""
+    return f"say which column it is: {key}.format.{setting}{several}"
 
 
 def refusal(unknown: Iterable[tuple[str, str]], format: Format, key: str) -> str:
@@ -93,9 +94,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def words_of(chat_template: str | Mapping[str, str] | None) -> set[str]:
-    """Return the words in the code of a chat template: the keys that it may read are among them."""
+    """Return the words in the code of a chat template: the keys that it may read are among them.
+
+    A text in quotes counts if it is one word, as a key is. Llama's template writes `'"parameters": '`, and reads none.
+    """
     texts = chat_template.values() if isinstance(chat_template, Mapping) else [chat_template or ""]
     code = " ".join(block for text in texts for block in re.findall(r"\{[{%](.*?)[%}]\}", text, re.DOTALL))
+    code = re.sub(
+        r"'([^']*)'|\"([^\"]*)\"", lambda m: f" {w} " if re.fullmatch(r"\w+", w := m[1] or m[2] or "") else " ", code
+    )
     return set(re.findall(r"\w+", code))
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
+from sftlab.common.hub import POINTER, is_pointer
 from sftlab.data import limits
 from sftlab.data.delimited import Delimited
 from sftlab.data.folder import Splits, by_file, data_files, described, is_data, splits_by_name
@@ -22,6 +23,8 @@ from sftlab.data.table import Table, datasets_cache, is_saved, load, load_saved
 LINES = (".jsonl", ".ndjson")
 CELLS = {".csv": ",", ".tsv": "\t"}
 KINDS = (*LINES, ".json", ".parquet", *CELLS)
+OTHER_CELLS = (";", "\t", "|", ",")
+PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -105,6 +108,10 @@ def _readable(files: Sequence[Path], keys: Keys, path: str) -> list[Path]:
     found = [file for file in files if kind_of(file) in KINDS]
     if not found:
         what = "the folder holds no file that can be read" if Path(path).expanduser().is_dir() else "no file matches"
+        if path.startswith("["):
+            what += (
+                ". One path is expected: a file, a folder, or a glob such as rows/*.jsonl (several sets: data=mixture)"
+            )
         raise FileNotFoundError(
             f"{keys.path}={path}: {what}; expected {', '.join(KINDS)}, each perhaps with .gz or .zst"
         )
@@ -151,6 +158,38 @@ def _several(path: str, parts: Sequence[Source]) -> Source:
     return parts[0] if len(parts) == 1 else Several(path, parts)
 
 
+def not_what_it_is_called(path: Path, kind: str) -> str | None:
+    """Return what is wrong with a file whose first bytes are those of another kind than its name says; else None."""
+    if is_pointer(path):
+        return f"this {POINTER}"
+    with path.open("rb") as file:
+        begin = file.read(65536)
+    packed = path.suffix.lower() in PACKED
+    for suffix, magic in PACKED.items():
+        if begin.startswith(magic) and not packed:
+            return f"it is compressed: name it {path.name}{suffix}"
+    if packed or kind == ".parquet":
+        return None
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it is UTF-16, and UTF-8 is expected: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+    if b"\r" in begin and b"\n" not in begin:
+        return "its lines end in a carriage return alone, and a line feed is expected: tr '\\r' '\\n' < FILE > NEW"
+    if kind in LINES:
+        first = begin.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].strip()
+        if first.startswith(b"["):
+            return "it begins with a list, and an object in each line is expected. One list of all rows is a .json"
+        if first == b"{":
+            return "its first object goes over several lines, and one in each line is expected: jq -c . FILE > NEW"
+    return None
+
+
+def num_rows(path: Path) -> int:
+    """Return how many rows a Parquet file has, from its last bytes."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(path).num_rows)
+
+
 def open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
     """Return the rows of one file. Raises: ValueError that names it."""
     kind = kind_of(path)
@@ -158,18 +197,28 @@ def open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
         raise ValueError(f"{key}={path}: cannot read a {kind or 'file without suffix'}; expected {', '.join(KINDS)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{key}={path}: the file is empty")
+    if why := not_what_it_is_called(path, kind):
+        raise ValueError(f"{key}={path}: {why}")
     try:
         if kind in LINES:
             return Lines.open(path)
         if kind == ".json":
             return open_json(path, rows_of)
         if kind in CELLS:
-            return Delimited.open(path, CELLS[kind])
+            opened = Delimited.open(path, CELLS[kind])
+            if len(opened.header) == 1 and (found := [c for c in OTHER_CELLS if c in opened.header[0]]):
+                raise ValueError(
+                    f"{key}={path}: its header is one cell, {opened.header[0]!r}, so its cells end in {found[0]!r}. "
+                    f"Write it with {CELLS[kind]!r} between them"
+                )
+            return opened
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: cannot read this file: {type(error).__name__}: {error}") from None
     limits.refuse_gzip_bomb(path)
     if path.suffix.lower() == ".parquet":
         limits.refuse_parquet_bomb(path)
+        if not num_rows(path):
+            raise ValueError(f"{key}={path}: the file holds no row")
     digest = file_digest(path)
     options = {"data_files": glob.escape(str(path)), "split": "train"}
     # `datasets` knows a file by its size and time only: in a folder of their own, changed bytes are never overlooked.

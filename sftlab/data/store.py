@@ -27,7 +27,7 @@ from sftlab.data.source import Source
 from sftlab.data.tokenise import BLOCK, Tokenised, blocks
 
 log = logging.getLogger(__name__)
-VERSION = 6  # raise it when the columns below or the renderer change what is stored
+VERSION = 7  # raise it when the columns below or the renderer change what is stored
 ON_ERROR = ("raise", "skip")
 
 

@@ -207,6 +207,9 @@ class Model:
             raise self._explained(error) from error
         require_all(info, f"model.name_or_path={self.name_or_path}")
         loaded: PreTrainedModel = model
+        head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+        if config.get_text_config().tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+            raise other_head(f"model.name_or_path={self.name_or_path}", "the head", "the embedding")
         if new:
             from sftlab.models.vocabulary import grow
 
@@ -254,6 +257,15 @@ def is_mxfp4(config: "PreTrainedConfig") -> bool:
     """Return whether a model was published with experts of 4 bits, as GPT-OSS is."""
     found = getattr(config, "quantization_config", None)
     return isinstance(found, dict) and found.get("quant_method") == "mxfp4"
+
+
+def other_head(where: str, head: str, embedding: str) -> ValueError:
+    """Return the error for weights whose head is not the embedding, though their config says so."""
+    return ValueError(
+        f"{where}: config.json says that the head is the embedding (tie_word_embeddings), and the weights have a head "
+        f"of their own: {head} differs from {embedding}. Training would throw it away. If the model was trained with "
+        'it, write "tie_word_embeddings": false in config.json'
+    )
 
 
 def require_all(info: Any, name: str) -> None:

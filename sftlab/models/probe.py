@@ -18,6 +18,7 @@ from sftlab.data.example import Example
 from sftlab.data.forest import row
 from sftlab.models.scorer import Scorer, after_error, reshard
 from sftlab.models.trim import only_at
+from sftlab.parallel.world import local_part
 
 TOKENS = 16  # tokens in each document
 # What models raise for masks, positions and shapes that they do not take.
@@ -120,6 +121,12 @@ def settled(scorer: Scorer, rows: Batch, name: str) -> tuple[Tensor, Tensor]:
     The last two rows differ in their last token. Sets `scorer.noisy` and `scorer.apart` where that makes them agree.
     """
     own = scorer(rows, inside=own_logits)
+    if not bool(own.isfinite().all()):
+        odd = next((n for n, p in scorer.model.named_parameters() if not bool(local_part(p).isfinite().all())), None)
+        where = f"its weights hold values that are no numbers, first in {odd}" if odd else "its logits are no numbers"
+        raise ValueError(
+            f"{name}: {where}. The files are damaged, or were saved after training had diverged: get them again"
+        )
     same, size, exact = tolerance(own), float(own.abs().max()) or 1.0, leak_tolerance(scorer, own)
     try:
         alone, why = scorer(rows, inside=logits), "it computes other logits with them"

@@ -411,3 +411,102 @@ def test_a_sharegpt_turn_keeps_what_else_it_says() -> None:
     assert made.supervised == (3,) and made.messages[1] == {**ASSISTANT, "name": "Ada"}
     with pytest.raises(ValueError, match=r"message 1 has both 'content' and 'value', and they differ"):
         Chat().to_text({"messages": [{"role": "user", "content": "a", "value": "b"}, ASSISTANT]})
+
+
+def calls_learned(row: dict[str, Any]) -> Any:
+    found = Chat().to_text(row)
+    return [m["tool_calls"][0]["function"] for m in found.messages if m.get("tool_calls")], found.tools, found.unknown
+
+
+WEATHER = {"name": "get_weather", "arguments": {"city": "Lima"}}
+WEATHER_TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])
+@pytest.mark.parametrize("spelling", ["openai", "legacy", "json", "sharegpt"])
+def test_a_calls_arguments_are_read_under_any_of_their_names(key: str, spelling: str) -> None:
+    call = {"name": "get_weather", key: {"city": "Lima"}}
+    turns = {
+        "openai": {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+        "legacy": {"role": "assistant", "content": None, "function_call": {**call, key: json.dumps(call[key])}},
+        "json": {"role": "assistant", "content": "", "tool_calls": json.dumps([call])},
+        "sharegpt": {"from": "function_call", "value": json.dumps(call)},
+    }
+    row = {"messages": [{"role": "user", "content": "Weather?"}, turns[spelling]], "tools": [WEATHER_TOOL]}
+    assert calls_learned(row) == ([WEATHER], (WEATHER_TOOL,), ())
+
+
+@pytest.mark.parametrize("spelling", ["function_call", "tool_calls"])
+def test_what_a_call_holds_besides_is_noticed_in_every_spelling(spelling: str) -> None:
+    call = {"name": "get_weather", "arguments": {}, "result": "sunny"}
+    turn = {"role": "assistant", "content": None, spelling: call if spelling == "function_call" else json.dumps([call])}
+    row = {"messages": [{"role": "user", "content": "Weather?"}, turn]}
+    assert calls_learned(row)[2] == (("tool_calls.result", "message 2"),)
+    both = {**WEATHER, "input": {"city": "Rome"}}
+    with pytest.raises(ValueError, match="a call of get_weather has both 'arguments' and 'input'"):
+        Chat().to_text({"messages": [row["messages"][0], {"role": "assistant", "tool_calls": [{"function": both}]}]})
+
+
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_tools_that_stand_in_a_message_are_the_rows(name: str) -> None:
+    asked = [{"role": "system", "content": "Help.", name: [WEATHER_TOOL]}, {"role": "user", "content": "Weather?"}]
+    answer = {"role": "assistant", "content": None, "tool_calls": [{"function": WEATHER}]}
+    found = Chat().to_text({"messages": [*asked, answer]})
+    assert (
+        found.tools == (WEATHER_TOOL,)
+        and found.messages[0] == {"role": "system", "content": "Help."}
+        and not found.unknown
+    )
+    assert Chat().to_text({"messages": [*asked, answer], "tools": [WEATHER_TOOL]}).tools == (WEATHER_TOOL,)
+    other = {"type": "function", "function": {"name": "other"}}
+    with pytest.raises(ValueError, match=f"two lists of tools that differ: 'tools' and '{name} of message 1'"):
+        Chat().to_text({"messages": [*asked, answer], "tools": [other]})
+
+
+@pytest.mark.parametrize(
+    ("turn", "thought"),
+    [
+        ({"reasoning_content": "add", "content": "2"}, "add"),
+        ({"thinking": ["add", "stop"], "content": "2"}, "add\nstop"),
+        ({"thinking": [{"type": "thinking", "thinking": "add"}], "content": "2"}, "add"),
+        ({"reasoning": "add", "thinking": "add", "content": "2"}, "add"),
+        ({"reasoning_content": "add", "content": "<think>\nadd\n</think>\n\n2"}, "add"),
+        ({"reasoning": {"content": "add"}, "content": "2"}, r"message 2: reasoning holds dict .*, expected text"),
+        ({"thinking": True, "content": "2"}, r"message 2: thinking holds bool \(True\), expected text"),
+        (
+            {"reasoning": "add", "thinking": "carry", "content": "2"},
+            "reasoning in reasoning and in thinking, and they differ",
+        ),
+        (
+            {"reasoning": "add", "content": "<think>carry</think>2"},
+            "reasoning in reasoning and in content, and they differ",
+        ),
+    ],
+)
+def test_a_turn_has_one_thought_and_it_is_text(turn: dict[str, Any], thought: str) -> None:
+    row = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", **turn}]}
+    if " " in thought:
+        with pytest.raises(ValueError, match=thought):
+            Chat().to_text(row)
+        return
+    (found,) = (m for m in Chat().to_text(row).messages if m["role"] == "assistant")
+    (key,) = found.keys() - {"role", "content"}
+    assert (found[key], found["content"]) == (thought, "2")
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"), [({"reasoning": "I wonder"}, "reasoning"), ({"tool_calls": [{"function": WEATHER}]}, "tool calls")]
+)
+def test_only_an_assistant_thinks_and_calls(odd: dict[str, Any], what: str) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi", **odd}, {"role": "assistant", "content": "Hello."}]}
+    with pytest.raises(ValueError, match=rf"message 1 \(user\) has {what}, which only an assistant turn may have"):
+        Chat().to_text(row)
+
+
+def test_of_a_prompt_and_its_completion_only_the_completion_is_learned() -> None:
+    prompt = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
+    row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "4"}]}
+    found = Chat().to_text(row)
+    assert [m["content"] for m in found.messages] == ["1", "2", "3", "4"] and found.supervised == (3,)
+    system = Chat().to_text({**row, "system": "Count."})
+    assert next(m["content"] for m in system.messages) == "Count." and system.supervised == (4,)

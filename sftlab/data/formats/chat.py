@@ -4,7 +4,7 @@ Both are normalised to what chat templates take. The template words them (data/t
 """
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as field_of
 from datetime import date
@@ -23,31 +23,13 @@ from sftlab.data.format import (
     weight_field,
 )
 from sftlab.data.formats.tool_calls import said, tool_call_scores, without_thought
+from sftlab.data.messages import FLAGS, KEYS, TOOLS, is_plain, message, parsed, unknown_keys
 from sftlab.data.spelling import REASONING, REASONING_KEYS
 from sftlab.data.turns import TURNS
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "bing": "assistant",
-    "chatgpt": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "assistant",
-    "function": "tool",
-    "tool_response": "tool",
-    "tool_call": "assistant",
-}
-CALLS = ("function_call", "tool_call")  # turns of these roles hold a call as their words
 COLUMNS = ("messages", "conversations", "conversation")
+PAIR = ("prompt", "completion")
 SYSTEMS = ("system", "system_prompt")
-TOOLS = ("tools", "functions")
-FLAGS = ("weight", "train", "training", "loss", "mask")
-KEYS = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "id")
-CALL_KEYS = frozenset({"id", "type", "index", "function", "name", "arguments"})
-PART_KEYS = frozenset({"type", "text"})
-MESSAGE_KEYS = frozenset({*KEYS, *REASONING_KEYS, *FLAGS})
 SUPERVISE = ("all", "last")
 
 
@@ -85,13 +67,14 @@ class Chat(Format):
 
     def to_text(self, fields: Fields) -> Conversation:
         """Return the conversation."""
-        given = turns(fields)
+        given, asked = turns(fields)
         unknown: tuple[tuple[str, str], ...] = ()
         if all(map(is_plain, given)):
             messages = tuple(map(dict, given))
         else:
             messages = tuple(message(m, i) for i, m in enumerate(given, 1))
             unknown = tuple(found for i, m in enumerate(given, 1) for found in unknown_keys(m, i))
+        offered = tools(fields, messages)
         messages = with_system(messages, fields)
         shift = len(messages) - len(given)
         spoken = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
@@ -103,7 +86,7 @@ class Chat(Format):
             )
         row = weight_field(fields)
         weights = {i: turn_weight(m, i + 1 - shift) * row for i, m in enumerate(messages)}
-        learned = [i for i in spoken if weights[i] > 0]
+        learned = [i for i in spoken if weights[i] > 0 and i - shift >= asked]
         if self.supervise == "last":
             learned = [i for i in learned if i == spoken[-1]]
         for i in learned:
@@ -112,7 +95,7 @@ class Chat(Format):
         return Conversation(
             messages=messages,
             supervised=tuple(learned),
-            tools=tools(fields),
+            tools=offered,
             id=id_field(fields),
             group=json.dumps(messages[: spoken[0]]),  # forks of one conversation share their opening
             references=reference_of(messages[spoken[-1]]),
@@ -155,13 +138,21 @@ def turn_weight(message: dict[str, Any], number: int) -> float:
     return weight
 
 
-def turns(fields: Fields) -> list[Any]:
-    """Return the list of turns of a row, OpenAI's or ShareGPT's."""
-    name = first_of(COLUMNS, fields) or "messages"
+def turns(fields: Fields) -> tuple[list[Any], int]:
+    """Return the list of turns of a row, OpenAI's or ShareGPT's, and how many of the first are not learned.
+
+    TRL has two lists, a prompt and its completion, and only the completion is learned.
+    """
+    name = first_of(COLUMNS, fields)
+    if name is None and isinstance(fields.get(PAIR[0]), list) and isinstance(fields.get(PAIR[1]), list):
+        prompt, completion = (fields[column] for column in PAIR)
+        if prompt and completion:
+            return [*prompt, *completion], len(prompt)
+    name = name or "messages"
     found = parsed(field(fields, name), name)
     if not isinstance(found, list) or not found:
         raise ValueError(f"field {name!r} must be a list of messages, and not empty")
-    return found
+    return found, 0
 
 
 def first_of(names: Sequence[str], fields: Fields) -> str | None:
@@ -189,12 +180,20 @@ def with_system(messages: tuple[dict[str, Any], ...], fields: Fields) -> tuple[d
     return ({"role": "system", "content": next(iter(found))}, *messages)
 
 
-def tools(fields: Fields) -> tuple[dict[str, Any], ...] | None:
-    """Return the tools of a row in OpenAI's shape: given as a list, as JSON, as a list of JSON texts; None for none."""
-    name = first_of(TOOLS, fields)
-    found = parsed(fields[name], name) if name else None
-    if not found:
+def tools(fields: Fields, messages: Sequence[dict[str, Any]] = ()) -> tuple[dict[str, Any], ...] | None:
+    """Return the tools of a row in OpenAI's shape: given as a list, as JSON, as a list of JSON texts; None for none.
+
+    They may stand in a message, which loses them. Raises: ValueError if the row has two lists that differ.
+    """
+    places = {name: fields[name] for name in [first_of(TOOLS, fields)] if name}
+    for i, m in enumerate(messages, 1):
+        places |= {f"{name} of message {i}": m.pop(name) for name in TOOLS if name in m}
+    lists = {name: found for name, value in places.items() if (found := parsed(value, name))}
+    if not lists:
         return None
+    name, found = next(iter(lists.items()))
+    if other := next((n for n, value in lists.items() if value != found), None):
+        raise ValueError(f"the row has two lists of tools that differ: {name!r} and {other!r}")
     if not isinstance(found, list):
         raise ValueError(f"field {name!r} holds {type(found).__name__}, expected a list of tools, or JSON of one")
     made = []
@@ -205,102 +204,3 @@ def tools(fields: Fields) -> tuple[dict[str, Any], ...] | None:
         bare = {key: value for key, value in tool.items() if key != "type"}
         made.append(dict(tool) if "function" in tool else {"type": "function", "function": bare})
     return tuple(made)
-
-
-def unknown_keys(turn: Any, number: int) -> list[tuple[str, str]]:
-    """Return the keys of a turn, of its calls and of the parts of its content that this format does not know."""
-    if not isinstance(turn, Mapping):
-        return []
-    found = [(key, f"message {number}") for key in extra(turn, MESSAGE_KEYS)]
-    calls, parts = turn.get("tool_calls"), turn.get("content")
-    for call in calls if isinstance(calls, list) else ():
-        inner = call.get("function", {}) if isinstance(call, Mapping) else {}
-        for keys in (call, inner):
-            found += [(f"tool_calls.{key}", f"message {number}") for key in extra(keys, CALL_KEYS)]
-    for part in parts if isinstance(parts, list) else ():
-        found += [(f"content.{key}", f"message {number}") for key in extra(part, PART_KEYS)]
-    return found
-
-
-def is_plain(turn: Any) -> bool:
-    """Return whether a turn is a known role and its words, as nearly all are: it needs nothing looked at."""
-    return (
-        isinstance(turn, Mapping)
-        and len(turn) == 2
-        and turn.get("role") in ROLES
-        and isinstance(turn.get("content"), str)
-    )
-
-
-def extra(given: Any, known: Set[str]) -> list[str]:
-    """Return the keys of a mapping that are not known and hold something."""
-    odd = given.keys() - known if isinstance(given, Mapping) else ()
-    return [key for key in given if given[key] not in (None, "", [], {}) and key in odd] if odd else []
-
-
-def message(turn: Any, number: int) -> dict[str, Any]:
-    """Return one turn, the `number`-th, as chat templates take it. Raises: ValueError that names it."""
-    if not isinstance(turn, Mapping):
-        raise ValueError(f"message {number} is {type(turn).__name__}, expected {{'role': ..., 'content': ...}}")
-    # Columnar files hold every key in every message, null where it was not given.
-    turn = {key: value for key, value in turn.items() if value is not None}
-    role = turn.get("from", turn.get("role"))
-    out = {key: value for key, value in turn.items() if key not in ("role", "from", "value")}
-    if "value" in turn:
-        out["content"] = turn["value"]
-        if turn.get("content", turn["value"]) != turn["value"]:
-            raise ValueError(f"message {number} has both 'content' and 'value', and they differ")
-    known = SHAREGPT_ROLES.get(str(role), role)
-    if known not in ROLES:
-        raise ValueError(
-            f"message {number} has the unknown role {role!r}: expected {', '.join(ROLES)}, or ShareGPT's "
-            f"{', '.join(SHAREGPT_ROLES)}"
-        )
-    calls = [*calls_of(out.pop("tool_calls", None), number), *calls_of(out.pop("function_call", None), number)]
-    if role in CALLS:
-        calls += calls_of(out.get("content"), number)
-        out["content"] = ""
-    if calls:
-        out["tool_calls"] = calls
-    if "content" not in out and not calls:
-        raise ValueError(f"message {number} ({role}) has no content; it has {', '.join(turn)}")
-    content = out.setdefault("content", "")
-    if isinstance(content, list):  # OpenAI's content parts
-        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
-            raise ValueError(f"message {number} ({role}) has content that is not text")
-        out["content"] = "".join(part["text"] for part in content)
-    elif not isinstance(content, str):
-        raise ValueError(f"message {number} ({role}) has content of type {type(content).__name__}, expected text")
-    return {"role": known, **out}
-
-
-def calls_of(given: Any, number: int) -> list[dict[str, Any]]:
-    """Return the calls of a turn: of a list, of one call, of JSON of either; none for an empty value."""
-    given = parsed(given, f"message {number}")
-    return [call(c) for c in (given if isinstance(given, list) else [given])] if given else []
-
-
-def call(given: Any) -> dict[str, Any]:
-    """Return a tool call in OpenAI's shape; its arguments are an object, because templates print them with `tojson`."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("function", given), Mapping):
-        raise ValueError(f"a tool call is {given!r}, expected {{'function': {{'name': ..., 'arguments': ...}}}}")
-    function = dict(given.get("function", given))
-    if "name" not in function:
-        raise ValueError(f"a tool call names no function: {given!r}")
-    arguments = parsed(function.get("arguments"), f"arguments of {function['name']}") or {}
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"arguments of {function['name']} are {arguments!r}, expected an object")
-    function["arguments"] = arguments
-    return {"type": "function", **({"id": given["id"]} if "id" in given else {}), "function": function}
-
-
-def parsed(value: Any, name: str) -> Any:
-    """Return a value, parsed if it is a JSON string; None for an empty one."""
-    if not isinstance(value, str):
-        return value
-    if not value.strip():
-        return None
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is a string that is not JSON ({error})") from None
