@@ -67,7 +67,8 @@ class Keys:
 
 def advice(error: MissingColumn, format: Format, row: Row, key: str) -> str:
     """Return what to type where a column is missing: the setting that names it, with a column that nobody reads yet."""
-    free = [name for name in row.fields if name not in row.asked and name != "id"]
+    taken = {"id", *row.asked, *(str(getattr(format, f.name)) for f in settings(format))}
+    free = [name for name in row.fields if name not in taken]
     guess = error.guess() or (free[0] if len(free) == 1 else "COLUMN")
     own = next((f.name for f in settings(format) if getattr(format, f.name) == error.column), None)
     renamed = next((name for name, column in (format.columns or {}).items() if column == error.column), error.column)

@@ -184,10 +184,13 @@ def not_what_it_is_called(path: Path, kind: str) -> str | None:
 
 
 def num_rows(path: Path) -> int:
-    """Return how many rows a Parquet file has, from its last bytes."""
+    """Return how many rows a Parquet file has, from its last bytes; -1 where they cannot be read."""
     import pyarrow.parquet
 
-    return int(pyarrow.parquet.read_metadata(path).num_rows)
+    try:
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    except pyarrow.ArrowInvalid:
+        return -1
 
 
 def open_file(path: Path, rows_of: RowsOf, key: str) -> Source:

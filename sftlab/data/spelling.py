@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sftlab.data.call_ids import with_nine
 from sftlab.data.format import Fields
 from sftlab.data.template import ANSWER, QUESTION, ChatTemplate
 
@@ -34,6 +35,7 @@ class Spelling:
         self.trouble: dict[str, str] = {}
         self._call: dict[bool, tuple[str, str | None] | None] = {}
         self._thought: str | None = ""
+        self._nine: bool | None = None
 
     def call(self, tools: bool) -> tuple[str, str | None] | None:
         """Return how calls are spelt ("object" or "text", words beside a call), None if they are not written."""
@@ -82,11 +84,31 @@ class Spelling:
             return BY_HAND
         return None
 
+    @property
+    def wants_nine(self) -> bool:
+        """Whether calls need ids of nine letters and digits: they are written with such ids alone."""
+        if self._nine is None:
+            how = self.call(tools=True)
+            self._nine = how is not None and not any(self._takes_id(key, how) for key in ("call_abcdefghij", None))
+        return self._nine
+
+    def _takes_id(self, key: str | None, how: tuple[str, str | None]) -> bool:
+        message = spell_call(calling([(NAME, ARGUMENTS)]), *how)
+        call = {k: v for k, v in message["tool_calls"][0].items() if k != "id"}
+        message["tool_calls"] = [{**call, "id": key} if key else call]
+        try:
+            self.template.text([*self.template.opening, asking(), message], [definition(NAME)])
+        except ValueError:
+            return False
+        return True
+
     def spelt(self, messages: Sequence[Fields], tools: Any) -> tuple[list[Fields], dict[int, str]]:
         """Return messages as the template wants them, and the reasoning that is to be written by hand, by message.
 
         Raises: ValueError if the template writes no tool calls, or no reasoning, and a message has some.
         """
+        if any(m.get("tool_calls") for m in messages) and self.wants_nine:
+            messages = with_nine(messages)
         out: list[Fields] = []
         by_hand: dict[int, str] = {}
         for i, message in enumerate(messages):

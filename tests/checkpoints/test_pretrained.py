@@ -232,3 +232,25 @@ def test_a_model_without_memory_has_the_buffers_of_a_real_one() -> None:
         assert buffers.keys() == dict(real.named_buffers()).keys()
         assert all(torch.equal(buffers[name], value) for name, value in real.named_buffers())
     assert not torch.nn.Linear(2, 2).weight.is_meta, "and what is made afterwards has memory as ever"
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_head_that_is_not_the_embedding_is_not_thrown_away(index: bool, one: World, tmp_path: Path) -> None:
+    """The config ties them, and the files hold both, with other values: plain transformers does not tie them then."""
+    config = AutoConfig.for_model("llama", **{**SIZE, "tie_word_embeddings": True})
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    same = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    save_file(same, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    filled(one, Model(str(tmp_path)))
+    other = same | {"lm_head.weight": same["lm_head.weight"] + 1}
+    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    option = Model(str(tmp_path))
+    said = r"the weights have a head of their own: .* differs from .*tie_word_embeddings\": false in config.json"
+    with pytest.raises(ValueError, match=said):
+        if index:
+            filled(one, option)
+        else:
+            option.load_weights(option.load_config(torch.device("cpu")), 0)

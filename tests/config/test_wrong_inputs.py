@@ -42,7 +42,7 @@ def test_the_catalogue_is_long_and_teaches() -> None:
         assert re.search(
             r"expected|did you mean|has no effect|give|name |there (is|are)|belongs to|set |move|in quotes|must|"
             r"missing|one thing|options are|another trainer|called|cannot be set|no longer|no such key|needs|not found|"
-            r"typed KEY=VALUE",
+            r"typed KEY=VALUE|becomes one by",
             message,
         ), typed
 

@@ -65,13 +65,17 @@ def test_the_report_of_a_run_says_what_is_not_read(tmp_path: Path) -> None:
 
 
 MISSING: list[tuple[Format, dict[str, Any], str]] = [
-    (PromptCompletion(), {"question": "a", "answer": "b"}, "data.format.prompt=question"),
+    (PromptCompletion(), {"question": "a", "answer": "b"}, "data.format.prompt=COLUMN (question or answer)"),
     (PromptCompletion(), {"prompt": "a", "reply": "b"}, "data.format.completion=reply"),
     (PromptCompletion(), {"Prompt": "a", "completion": "b"}, "data.format.prompt=Prompt"),
     (PromptCompletion("q"), {"question": "a", "completion": "b"}, "data.format.prompt=question"),
     (Instruction(), {"instruction": "a", "response": "b"}, "data.format.output=response"),
     (PlainText(), {"id": 1, "content": "a"}, "data.format.column=content"),
-    (Squad(), {"context": "a", "frage": "b", "answers": {"text": ["c"]}}, "data.format.columns={question:frage}"),
+    (
+        Squad(),
+        {"context": "a", "frage": "b", "answers": {"text": ["c"]}},
+        "data.format.columns={question:COLUMN} (frage or answers)",
+    ),
     (Squad(columns={"question": "frage"}), {"context": "a", "fragen": "b"}, "data.format.columns={question:fragen}"),
     (Gsm8k(), {"question": "a", "solution": "b"}, "data.format.columns={answer:solution}"),
     (Chat(), {"dialog": []}, "data.format.columns={messages:dialog}"),

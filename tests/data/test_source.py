@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftlab.data.dataset import Data
@@ -279,6 +281,16 @@ def test_a_bad_row_of_a_table_and_of_a_document_are_named_too(tmp_path: Path) ->
         ("torn.parquet", b"PAR1 and no more", "cannot read this file"),
         ("page.html", b"<html>", "cannot read a .html; expected .jsonl"),
         ("torn.jsonl.gz", b"\x1f\x8b\x08 no", "torn.jsonl.gz"),
+        ("pointer.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("pointer.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("packed.jsonl", b"\x1f\x8b\x08 rows", "it is compressed: name it packed.jsonl.gz"),
+        ("packed.csv", b"\x28\xb5\x2f\xfd rows", "it is compressed: name it packed.csv.zst"),
+        ("wide.csv", "prompt,completion\na,b\n".encode("utf-16"), "it is UTF-16, and UTF-8 is expected"),
+        ("mac.csv", b"prompt,completion\ra,b\r", "its lines end in a carriage return alone"),
+        ("list.jsonl", b'[{"prompt": "a", "completion": "b"}]\n', "One list of all rows is a .json"),
+        ("pretty.jsonl", b'{\n  "prompt": "a",\n  "completion": "b"\n}\n', "jq -c . FILE"),
+        ("semi.csv", b"prompt;completion\na;b\n", "its header is one cell, 'prompt;completion'"),
+        ("semi.tsv", b"prompt,completion\na,b\n", "Write it with '\\t' between them"),
     ],
 )
 def test_a_bad_file_is_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -287,6 +299,13 @@ def test_a_bad_file_is_named(name: str, content: bytes, said: str, tmp_path: Pat
     with pytest.raises(ValueError) as error:
         load(path)
     assert str(path) in str(error.value) and said in str(error.value)
+
+
+def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string()), "completion": pa.array([], pa.string())}), path)
+    with pytest.raises(ValueError, match=r"none\.parquet: the file holds no row"):
+        load(path)
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:

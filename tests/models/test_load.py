@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def test_revision_and_trust_reach_the_hub_with_all_that_is_loaded(monkeypatch: p
         def load(name: str, kind: Any = kind, **options: Any) -> Any:
             asked[kind.__name__] = name, options
             found = AutoConfig.for_model(**SHAPE)
-            return (found, {"missing_keys": [], "mismatched_keys": []}) if "output_loading_info" in options else found
+            if "output_loading_info" not in options:
+                return found
+            return AutoModelForCausalLM.from_config(found), {"missing_keys": [], "mismatched_keys": []}
 
         monkeypatch.setattr(kind, "from_pretrained", load)
     model = Model("some/model", tokenizer="other/words", revision="v7", tokenizer_revision="w2", trust_remote_code=True)
@@ -234,3 +237,14 @@ def test_what_is_no_model_to_train_says_what_it_is_and_what_to_type(tmp_path: Pa
     ):
         with pytest.raises(ValueError, match=r"holds an adapter, .* model\.name_or_path=some/base, or merge"):
             load()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_called_that(name: str, model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cloned"
+    shutil.copytree(model_folder, folder)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    option = Model(str(folder))
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS and not the file itself. Fetch it: git lfs"):
+        option.load_tokenizer()
+        option.weight_files(option.load_config(CPU))

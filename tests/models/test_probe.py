@@ -243,3 +243,11 @@ def test_a_run_of_a_recurrent_model_is_refused_before_it_trains(tmp_path: Any, m
     train.main()
     losses = [line["train/loss"] for line in read_jsonl(tmp_path / "padded" / "metrics.jsonl")]
     assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ValueError, match=r"its weights hold values that are no numbers, first in model\.norm\.weight"):
+        probe(Scorer(model), "tree", CPU)
