@@ -79,6 +79,11 @@ class WarmUp:
                 if not self.halves or self.rows() == 1:
                     raise failed or OutOfMemory("another rank of this run is out of memory; its output says of what")
                 rows, length = batch.tokens.shape
+                if self.world.any(failed is None):  # what the others have sent is still waited for on the device
+                    raise OutOfMemory(
+                        f"a microbatch of {rows} x {length:,} tokens fits on some ranks and not on others. Start again "
+                        f"with trainer.rows_per_microbatch={self.rows() // 2}"
+                    )
                 self.console.say(
                     f"a microbatch of {rows} x {length:,} tokens does not fit in the device's memory: halved"
                 )

@@ -238,12 +238,17 @@ def test_memory_for_the_optimisers_state_is_held_while_rows_are_tried(
         assert held == []
 
 
-def test_all_ranks_take_fewer_rows_where_one_runs_out_of_memory(one: World) -> None:
+def test_where_one_rank_of_several_runs_out_of_memory_all_stop(one: World) -> None:
+    """The others have begun to exchange what it never sends, so nothing may follow in these processes."""
     made = Made(one)
     asked: list[bool] = []
     made.warm_up = replace(made.warm_up, world=SimpleNamespace(any=lambda flag: asked.append(flag) or True, max=int))  # type: ignore[arg-type]
-    made.warm_up.__dict__["failed"] = lambda batch, training: None
-    assert not made.warm_up.fits() and asked == [False]
+    for failed, flags in ((None, [False, True]), (OutOfMemory("no"), [True, False])):
+        made.warm_up.__dict__["failed"] = lambda batch, training, failed=failed: failed
+        asked.clear()
+        with pytest.raises(OutOfMemory, match=r"fits on some ranks and not on others\. .*rows_per_microbatch=2"):
+            made.warm_up.fits()
+        assert asked == flags
 
 
 def test_every_rank_tries_what_the_longest_of_all_has(one: World) -> None:
