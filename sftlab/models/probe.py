@@ -12,13 +12,13 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sftlab.data.batch import Batch, collate
 from sftlab.data.example import Example
 from sftlab.data.forest import row
 from sftlab.models.scorer import Scorer, after_error, reshard
 from sftlab.models.trim import only_at
-from sftlab.parallel.world import local_part
 
 TOKENS = 16  # tokens in each document
 # What models raise for masks, positions and shapes that they do not take.
@@ -122,7 +122,8 @@ def settled(scorer: Scorer, rows: Batch, name: str) -> tuple[Tensor, Tensor]:
     """
     own = scorer(rows, inside=own_logits)
     if not bool(own.isfinite().all()):
-        odd = next((n for n, p in scorer.model.named_parameters() if not bool(local_part(p).isfinite().all())), None)
+        parts = ((n, p.to_local() if isinstance(p, DTensor) else p) for n, p in scorer.model.named_parameters())
+        odd = next((name for name, part in parts if not bool(part.isfinite().all())), None)
         where = f"its weights hold values that are no numbers, first in {odd}" if odd else "its logits are no numbers"
         raise ValueError(
             f"{name}: {where}. The files are damaged, or were saved after training had diverged: get them again"
