@@ -145,7 +145,7 @@ def test_compiled_steps_of_data_of_real_sizes_are_at_most_3_percent_padding(
     made = [Loader(examples, plan, row_layout).step(step) for step in range(1, plan.steps_per_epoch + 1)]
     tokens, nodes = sum(s.num_tokens for s in made), sum(s.num_nodes for s in made)
     assert 0 < 1 - nodes / tokens <= 0.03
-    assert {len(b.tokens) for s in made for b in s.microbatches} == {1}, "only lengths differ: two graphs"
+    assert {len(b.tokens) for s in made for b in s.microbatches} == {1}, "only lengths differ"
 
 
 class Streams:
@@ -154,7 +154,7 @@ class Streams:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         self.current = "compute"
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr("sftlab.data.batch.copy_stream", lambda device: self)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: self)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: None)
