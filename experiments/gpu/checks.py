@@ -233,7 +233,7 @@ def largest_rows(bench: Bench) -> dict[str, int]:
             warm_up, scorer = made.trainer.warm_up, made.trainer.scorer
             row = made.trainer.loader.step(1).microbatches[0]
             if warm_up.compiles:
-                warm_up.rehearse()
+                warm_up.trace()
             with reserved(made.trainer.optimizer):
                 while 2 * max(fits, 1) <= most:
                     rows = 2 * fits or 1

@@ -23,6 +23,7 @@ from sftlab.training.build import build
 from sftlab.training.garbage import collected_between_steps
 from sftlab.training.preempt import StopSignal
 from sftlab.training.trainer import Trainer
+from sftlab.training.warm_up import num_graphs
 
 PART_STEPS = 2  # steps whose parts are timed, after the windows
 EXTRA_STEPS = PART_STEPS + 1  # one more is profiled
@@ -99,11 +100,6 @@ def matrix_rate(trainer: Trainer, dtype: torch.dtype) -> float:
     out = in_layers(config, "intermediate_size")[0] or 4 * config.hidden_size
     rows = layout.rows_per_microbatch * layout.row_length
     return matrix_flops(trainer.world.device, dtype, rows, config.hidden_size, out)
-
-
-def num_graphs() -> int:
-    """Return how many graphs were compiled since the counters were cleared."""
-    return int(counters["stats"]["unique_graphs"])
 
 
 def peak_gib(here: World) -> float:

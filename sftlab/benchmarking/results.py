@@ -131,6 +131,6 @@ ROWS: Mapping[str, Any] = {
     "matrix rate, TFLOP/s": lambda v: f"{v['matrix_flops_per_s'] / 1e12:,.3f}",
     "  of matrix rate": lambda v: ratio(v["of_matrix_rate"]),
     "MFU": lambda v: ratio(v["mfu"]),
-    "graphs compiled": lambda v: f"{v['graphs']}",
+    "graphs traced": lambda v: f"{v['graphs']}",
     "  after warm-up": lambda v: f"{v['graphs_after_warm_up']}",
 }

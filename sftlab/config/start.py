@@ -71,7 +71,7 @@ def compose_and_run(task: Callable[[Any], float | None], config_name: str) -> No
         agree_on_start_time(multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(past_hydra(task, config_name))()
     except KeyboardInterrupt as stopped:
-        if not stopped.args:  # a run has said what is kept and how to go on
+        if not stopped.args:  # otherwise the run has said it already
             complain("interrupted")
         sys.exit(130)
     except Failed as failed:

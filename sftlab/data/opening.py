@@ -17,14 +17,13 @@ from sftlab.common.hub import POINTER, is_pointer
 from sftlab.data import limits
 from sftlab.data.delimited import Delimited
 from sftlab.data.folder import Splits, by_file, data_files, described, is_data, splits_by_name
-from sftlab.data.source import Lines, RowsOf, Several, Source, Stretch, file_digest, kind_of, open_json
+from sftlab.data.source import COMPRESSED, Lines, RowsOf, Several, Source, Stretch, file_digest, kind_of, open_json
 from sftlab.data.table import Table, datasets_cache, is_saved, load, load_saved
 
 LINES = (".jsonl", ".ndjson")
 CELLS = {".csv": ",", ".tsv": "\t"}
 KINDS = (*LINES, ".json", ".parquet", *CELLS)
 OTHER_CELLS = (";", "\t", "|", ",")
-PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -164,8 +163,8 @@ def not_what_it_is_called(path: Path, kind: str) -> str | None:
         return f"this {POINTER}"
     with path.open("rb") as file:
         begin = file.read(65536)
-    packed = path.suffix.lower() in PACKED
-    for suffix, magic in PACKED.items():
+    packed = path.suffix.lower() in COMPRESSED
+    for suffix, magic in COMPRESSED.items():
         if begin.startswith(magic) and not packed:
             return f"it is compressed: name it {path.name}{suffix}"
     if packed or kind == ".parquet":
@@ -175,8 +174,9 @@ def not_what_it_is_called(path: Path, kind: str) -> str | None:
     if b"\r" in begin and b"\n" not in begin:
         return "its lines end in a carriage return alone, and a line feed is expected: tr '\\r' '\\n' < FILE > NEW"
     if kind in LINES:
-        first = begin.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].strip()
-        if first.startswith(b"["):
+        first, _, rest = begin.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
+        first = first.strip()
+        if first == b"[" or (first.startswith(b"[") and not rest.strip()):
             return "it begins with a list, and an object in each line is expected. One list of all rows is a .json"
         if first == b"{":
             return "its first object goes over several lines, and one in each line is expected: jq -c . FILE > NEW"
@@ -209,7 +209,8 @@ def open_file(path: Path, rows_of: RowsOf, key: str) -> Source:
             return open_json(path, rows_of)
         if kind in CELLS:
             opened = Delimited.open(path, CELLS[kind])
-            if len(opened.header) == 1 and (found := [c for c in OTHER_CELLS if c in opened.header[0]]):
+            found = [c for c in OTHER_CELLS if c != CELLS[kind] and c in opened.header[0]]
+            if len(opened.header) == 1 and found:
                 raise ValueError(
                     f"{key}={path}: its header is one cell, {opened.header[0]!r}, so its cells end in {found[0]!r}. "
                     f"Write it with {CELLS[kind]!r} between them"

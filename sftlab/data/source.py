@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sftlab.data import limits
 from sftlab.data.format import Fields
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # and how each begins
 
 RowsOf = Callable[[Any], list[Fields]]
 

@@ -2,9 +2,9 @@
 
 Left to itself, torch compiles a block for the first length, then once more for all other lengths, and again where
 gradients are off. On an H100 each of these took 17 to 19 s. The first one was never used again: torch tries the newest
-graph first, and the one for all lengths takes every length. So the first length is a rehearsal: its code is traced,
-which tells torch later which sizes vary, and not compiled. And evaluation runs the graph of training and drops what
-that keeps for backward. (`dynamic=True` is no rehearsal: it takes the width of a head for variable too.)
+graph first, and the one for all lengths takes every length. So the first length is only traced, which tells
+torch which sizes vary, and the next one is compiled. And evaluation runs the graph of training and drops what that
+keeps for backward. (`dynamic=True` would take the width of a head for variable too.)
 """
 
 from collections.abc import Callable, Iterator
@@ -16,30 +16,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-MOST_KINDS = 64  # of blocks in a model, twice
-rehearsing: ContextVar[bool] = ContextVar("rehearsing", default=False)
+MOST_VERSIONS = 64  # of one function: torch compiles no more than 8 unless it is told
+only_traces: ContextVar[bool] = ContextVar("only_traces", default=False)
 
 
 @contextmanager
-def rehearsal() -> Iterator[None]:
+def tracing() -> Iterator[None]:
     """Only trace, inside, what `compiled` would compile. Use few tokens, of another length than later."""
-    token = rehearsing.set(True)
+    token = only_traces.set(True)
     try:
         yield
     finally:
-        rehearsing.reset(token)
+        only_traces.reset(token)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function compiled on its first call, or on the first one outside of a rehearsal."""
+    """Return a function compiled on its first call outside of `tracing`."""
     from torch._dynamo import config
 
-    # Each kind of block is an entry of one list, and so is its rehearsal. Gemma 4 has six kinds, and from torch's limit
-    # of 8 on the others would not be compiled.
-    config.recompile_limit = max(config.recompile_limit, MOST_KINDS)
+    # Gemma 4 has six kinds of blocks, which share their code: six versions that are compiled, and six that are traced.
+    config.recompile_limit = max(config.recompile_limit, MOST_VERSIONS)
     # torch remembers the sizes that a function was traced for, whatever compiles what it traced.
     traced, made = torch.compile(function, backend="eager"), torch.compile(function)
-    return lambda *given, **named: (traced if rehearsing.get() else made)(*given, **named)
+    return lambda *given, **named: (traced if only_traces.get() else made)(*given, **named)
 
 
 def compile_block(block: nn.Module) -> None:
@@ -49,7 +48,7 @@ def compile_block(block: nn.Module) -> None:
 
     def forward(*given: Any, **named: Any) -> Any:
         values: dict[int | str, Any] = dict(enumerate(given)) | named
-        evaluates = block.training and not torch.is_grad_enabled() and not rehearsing.get()
+        evaluates = block.training and not torch.is_grad_enabled() and not only_traces.get()
         if torch.is_grad_enabled():
             learning.clear()
             learning.update(k for k, v in values.items() if isinstance(v, Tensor) and v.requires_grad)

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from sftlab.data.batch import Batch, collate
 from sftlab.data.loader import BLOCK, Loader
 from sftlab.models.architecture import uses_flex
-from sftlab.models.compiled import rehearsal
+from sftlab.models.compiled import tracing
 from sftlab.models.scorer import Scorer, after_error, reshard
 from sftlab.parallel.fsdp2 import run_eagerly
 from sftlab.parallel.world import World, local_part
@@ -49,7 +49,7 @@ class WarmUp:
             return
         with reserved(self.optimizer):
             if self.compiles:
-                self.rehearse()
+                self.trace()
             while not self.fits():
                 self.loader.row_layout.rows_per_microbatch = self.rows() // 2
         self.console.working("")
@@ -58,11 +58,11 @@ class WarmUp:
             rows, length = self.largest().tokens.shape
             self.console.say(f"microbatches of {rows} x {length:,} tokens fit in the device's memory")
 
-    def rehearse(self) -> None:
+    def trace(self) -> None:
         """Trace a short microbatch, after which torch compiles once for every length, not once for the first alone."""
         rows, length = self.largest().tokens.shape
         short = 2 * BLOCK if length != 2 * BLOCK else 3 * BLOCK
-        with rehearsal():
+        with tracing():
             self.failed(collate([], rows, short, self.loader.row_layout.pad_token), training=False)
 
     def fits(self) -> bool:
@@ -141,7 +141,7 @@ class WarmUp:
         if failure is None:
             run_eagerly(self.scorer)
             if self.compiles:
-                self.rehearse()  # FlexAttention is compiled by itself now
+                self.trace()  # FlexAttention is compiled by itself now
             return self.failed(batch, training)
         return failure
 
@@ -171,7 +171,7 @@ def lengthened(batch: Batch, length: int) -> Batch:
 
 
 def num_graphs() -> int:
-    """Return how many graphs torch has compiled in this process."""
+    """Return how many graphs torch has traced in this process, since its counters were cleared."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

@@ -301,6 +301,20 @@ def test_a_bad_file_is_named(name: str, content: bytes, said: str, tmp_path: Pat
     assert str(path) in str(error.value) and said in str(error.value)
 
 
+def test_a_first_line_that_is_a_list_is_one_bad_row_where_others_follow(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("[1, 2]\n" + "".join(json.dumps(row) + "\n" for row in ROWS))
+    with pytest.raises(ValueError, match=r"a.jsonl:1: expected a JSON object, found list"):
+        load(path)
+    assert len(load(path, on_error="skip")) == len(ROWS)
+
+
+def test_one_column_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"words, many"\nhello there\n')
+    (row,) = open_source(str(tmp_path / "a.csv"), None, list).read_rows(0, 9)
+    assert row == {"words, many": "hello there"}
+
+
 def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none.parquet"
     pq.write_table(pa.table({"prompt": pa.array([], pa.string()), "completion": pa.array([], pa.string())}), path)

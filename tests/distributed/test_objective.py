@@ -16,7 +16,7 @@ from sftlab.data.example import Example
 from sftlab.data.forest import LAYOUTS
 from sftlab.data.loader import Loader, RowLayout, Step
 from sftlab.data.plan import Plan
-from sftlab.models.compiled import rehearsal
+from sftlab.models.compiled import tracing
 from sftlab.models.load import skeleton
 from sftlab.models.scorer import Scorer
 from sftlab.parallel.fsdp2 import fsdp2
@@ -267,7 +267,7 @@ def test_gauntlet_27_nothing_is_compiled_after_warm_up(layout: str, one: Any, mo
     examples = random_examples(40, seed=5, longest=240)
     plan = Plan(np.arange(len(examples)), 3, seed=0, shuffle=True, group_by_prefix=False)
     made = Loader(examples, plan, RowLayout(layout, 512, 2, 0, 1, pad_token=2, fixed_shapes=True))
-    with torch.no_grad(), rehearsal():
+    with torch.no_grad(), tracing():
         scorer(collate([], 2, 256))
     scorer(made.largest()).nll.backward()  # as the warm-up does
     scorer.zero_grad(set_to_none=True)

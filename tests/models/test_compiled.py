@@ -10,7 +10,7 @@ import torch
 from sftlab.data.batch import Batch, collate
 from sftlab.data.forest import lay_out
 from sftlab.models import flex
-from sftlab.models.compiled import compile_block, rehearsal, uncompile_block
+from sftlab.models.compiled import compile_block, tracing, uncompile_block
 from sftlab.models.decoder import decoder_blocks
 from sftlab.models.scorer import Scorer
 from tests.support import random_examples, tiny_llama
@@ -63,9 +63,9 @@ def test_a_block_is_one_graph_for_every_length_and_for_evaluation(attention: str
     scorer.load_state_dict(plain.state_dict())
     for _, _, block in decoder_blocks(scorer.model):
         compile_block(block)
-    with torch.no_grad(), rehearsal():
+    with torch.no_grad(), tracing():
         scorer(batch_of(384))
-    assert not graphs, "a rehearsal compiles nothing"
+    assert not graphs, "tracing compiles nothing"
     for length in (640, 256, 1024, 2176):
         batch = batch_of(length, length)
         for ours, theirs in zip(gradients(scorer, batch), gradients(plain, batch), strict=True):
@@ -87,7 +87,7 @@ def test_a_block_is_one_graph_for_every_length_and_for_evaluation(attention: str
 
 def test_flex_attention_by_itself_is_compiled_once_for_every_length(graphs: list[Any]) -> None:
     scorer = scorer_of(flex.NAME)
-    with torch.no_grad(), rehearsal():
+    with torch.no_grad(), tracing():
         scorer(batch_of(384))
     assert not graphs
     for length in (640, 256, 1024):
@@ -143,7 +143,7 @@ def test_many_kinds_of_blocks_are_compiled_and_every_argument_is_as_in_training(
             states = block(states, more, mask=mask)
         return states
 
-    with torch.no_grad(), rehearsal():
+    with torch.no_grad(), tracing():
         through(8)
     for length in (16, 24):
         through(length).sum().backward()

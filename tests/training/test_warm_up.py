@@ -15,7 +15,7 @@ from sftlab.data.batch import collate
 from sftlab.data.forest import lay_out
 from sftlab.data.loader import Loader, RowLayout
 from sftlab.data.plan import Plan
-from sftlab.models.compiled import compile_block, rehearsing
+from sftlab.models.compiled import compile_block, only_traces
 from sftlab.models.scorer import Scorer, after_error
 from sftlab.parallel.fsdp2 import fsdp2
 from sftlab.parallel.world import World
@@ -109,7 +109,7 @@ def test_gradients_are_kept_between_microbatches_as_in_a_step_that_has_several(
 def test_what_is_compiled_is_traced_for_another_length_first(rows: int, short: int, one: World) -> None:
     made = Made(one, compiled=True, loader=loader(rows=rows))
     seen: list[tuple[int, bool]] = []
-    made.blocks[0].register_forward_pre_hook(lambda module, given: seen.append((given[0].shape[1], rehearsing.get())))
+    made.blocks[0].register_forward_pre_hook(lambda module, given: seen.append((given[0].shape[1], only_traces.get())))
     made.warm_up()
     assert seen[0] == (short, True) and {traced for _, traced in seen[1:]} == {False}
     assert seen[1][0] == 128 * rows != short
